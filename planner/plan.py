@@ -1,0 +1,189 @@
+"""The plan: everything that is decided before an actor starts, and the request it answers.
+
+These models leave the planner (HTTP, command line, actors), so they are pydantic, frozen, and refuse unknown keys.
+"""
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+
+class Frozen(BaseModel):
+    """Base of the planner's public models: immutable, strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Mode(StrEnum):
+    """What the plan optimises."""
+
+    SPEED = "speed"
+    AUTO = "auto"
+    MEMORY = "memory"
+
+
+class Residency(StrEnum):
+    """Where a component's weights live."""
+
+    RESIDENT = "resident"
+    LAYERWISE = "layerwise"
+    OFFLOAD = "offload"
+    SHARDED = "sharded"
+
+
+class ComponentKind(StrEnum):
+    """What a component is to the pipeline; the order of the members is their order of loading at equal payload."""
+
+    DENOISER = "denoiser"
+    TEXT_ENCODER = "text_encoder"
+    IMAGE_ENCODER = "image_encoder"
+    VAE = "vae"
+    OTHER = "other"
+
+
+class ResidencyChoice(Frozen):
+    """A user's explicit choice for one component, e.g. `layerwise:12`."""
+
+    residency: Residency
+    num_resident_blocks: int | None = Field(default=None, ge=0)
+
+
+class PlanRequest(Frozen):
+    """What the user asks of the planner. None means: the planner decides."""
+
+    mode: Mode = Mode.AUTO
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    variant: str | None = None
+    num_ranks: int | None = Field(default=None, ge=1)
+    cfg_degree: int | None = Field(default=None, ge=1)
+    sequence_degree: int | None = Field(default=None, ge=1)
+    fsdp_degree: int | None = Field(default=None, ge=1)
+    residency: dict[str, ResidencyChoice] = Field(default_factory=dict)
+    forbid: dict[str, tuple[Residency, ...]] = Field(default_factory=dict)
+    prefetch_depth: int | None = Field(default=None, ge=1)
+    share_gpu: bool = False
+    cpus_per_rank: float | None = Field(default=None, gt=0)
+    width: int | None = Field(default=None, ge=1)
+    height: int | None = Field(default=None, ge=1)
+    num_frames: int | None = Field(default=None, ge=1)
+    num_inference_steps: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=1, ge=1)
+
+
+class ServingDefaults(Frozen):
+    """Defaults that the checkpoint recommends (`heliograph.json` beside `model_index.json`); absent ones are None."""
+
+    width: int | None = None
+    height: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    num_frames: int | None = None
+    fps: int | None = None
+
+
+class ComponentPlan(Frozen):
+    """One component with weights: what it is, where it goes, when it loads, and why."""
+
+    name: str
+    library: Literal["diffusers", "transformers"]
+    class_name: str
+    kind: ComponentKind
+    payload_bytes: int
+    num_parameters: int
+    num_blocks: int
+    block_rule: str | None
+    residency: Residency
+    num_resident_blocks: int | None
+    prefetch_depth: int | None
+    ranks: tuple[int, ...]
+    load_order: int
+    reason: str
+
+
+class GroupPlan(Frozen):
+    """One copy of the model on its ranks.
+
+    A lane is `num_ranks // cfg_degree` consecutive ranks that together run one denoiser call; `sequence_degree` of
+    them split the sequence. An FSDP shard group is `fsdp_degree` consecutive ranks, and may span lanes.
+    `bundles[0]` is the coordinator's, `bundles[1 + world_rank]` a rank's.
+    """
+
+    num_ranks: int
+    cfg_degree: int
+    sequence_degree: int
+    fsdp_degree: int
+    bundles: tuple[dict[str, float], ...]
+    strategy: Literal["STRICT_PACK", "PACK", "STRICT_SPREAD", "SPREAD"]
+    share_gpu: bool = False
+
+
+class MemoryMoment(Frozen):
+    """Predicted memory in one stage: device bytes a rank, host bytes of the fullest node."""
+
+    stage: str
+    gpu_bytes: tuple[int, ...]
+    host_bytes: int
+
+
+class MemoryPlan(Frozen):
+    """Predicted memory through loading, encoding, denoising and decoding. On CPU groups the "gpu" figures are zero."""
+
+    gpu_peak_bytes: tuple[int, ...]
+    gpu_capacity_bytes: tuple[int, ...]
+    host_peak_bytes: int
+    host_capacity_bytes: int
+    timeline: tuple[MemoryMoment, ...]
+
+
+class PredictedTimes(Frozen):
+    """Predicted seconds; None where no rate is known for the hardware."""
+
+    load_s: float | None
+    step_s: float | None
+    request_s: float | None
+
+
+class RejectedOption(Frozen):
+    """An alternative and the number that ruled it out."""
+
+    option: str
+    reason: str
+
+
+class Plan(Frozen):
+    """A feasible answer. Same checkpoint, cluster and request give the same plan to the byte."""
+
+    schema_version: int = SCHEMA_VERSION
+    feasible: Literal[True] = True
+    checkpoint: str
+    checkpoint_fingerprint: str
+    pipeline_class: str
+    mode: Mode
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["float32", "bfloat16", "float16"]
+    variant: str | None
+    payload_bytes: int
+    components: tuple[ComponentPlan, ...]
+    group: GroupPlan
+    memory: MemoryPlan
+    predicted: PredictedTimes
+    defaults: ServingDefaults
+    rejected: tuple[RejectedOption, ...]
+    fingerprint: str
+
+
+class InfeasibleReport(Frozen):
+    """The answer when nothing fits: the same names as `Plan` where they are known, and why each option fell."""
+
+    schema_version: int = SCHEMA_VERSION
+    feasible: Literal[False] = False
+    checkpoint: str
+    pipeline_class: str
+    mode: Mode
+    payload_bytes: int
+    message: str
+    rejected: tuple[RejectedOption, ...]

@@ -1,0 +1,89 @@
+"""What goes in and out of a group: a call, its progress, its result. No torch here: coordinators import this module."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Stage = Literal["encode", "denoise", "decode"]
+OutputKind = Literal["image", "video", "latent"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateCall:
+    """One run of the pipeline.
+
+    Attributes:
+        arguments: keyword arguments of the diffusers pipeline's `__call__`, passed as they are (tensors allowed).
+            `generator` is made from `seed`; do not pass one.
+        seed: seed of every random number of the call. None: the leader draws one; the result says which.
+        request_id: names the call for `WorkerGroup.cancel`.
+        deadline_s: seconds from the start of the run after which the call ends with `DeadlineExceededError`.
+    """
+
+    arguments: Mapping[str, Any]
+    seed: int | None = None
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One event of a running call. `step` counts finished scheduler steps, from 0."""
+
+    stage: Stage
+    step: int
+    num_steps: int | None
+    seconds_left: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RankStats:
+    """What one rank did in a call. `denoiser_rows` is calls times batch rows; bytes are since the group's start."""
+
+    world_rank: int
+    denoiser_calls: int
+    denoiser_rows: int
+    weight_bytes_read: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateResult:
+    """What the pipeline made.
+
+    Attributes:
+        output: uint8 numpy array, images `(B, H, W, 3)` or videos `(B, F, H, W, 3)`; for `output_type="latent"` the
+            pipeline's tensor on the CPU.
+        output_kind: which of the three.
+        seed: the seed that was used.
+        stage_seconds: wall seconds of encode, denoise and decode.
+        ranks: one entry a rank, in order.
+    """
+
+    output: Any
+    output_kind: OutputKind
+    seed: int
+    stage_seconds: Mapping[str, float]
+    ranks: tuple[RankStats, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupDescription:
+    """What a started group can do, as its leader's pipeline says.
+
+    Attributes:
+        pipeline_class: class name of the diffusers pipeline.
+        accepted_arguments: names that the pipeline's `__call__` takes.
+        makes_video: True if it takes `num_frames`; with `num_frames=1` such a pipeline makes a picture.
+        size_multiple: width and height must be multiples of this many pixels.
+        load_seconds: seconds a component took to load on the slowest rank.
+        weight_bytes_read: bytes of weights read by each rank.
+    """
+
+    pipeline_class: str
+    accepted_arguments: tuple[str, ...]
+    makes_video: bool
+    size_multiple: int
+    load_seconds: Mapping[str, float]
+    weight_bytes_read: tuple[int, ...]
