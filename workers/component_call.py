@@ -1,0 +1,94 @@
+"""One component on one rank: how its calls are named, run and counted, the same on the leader and on followers."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from workers.encoding import Tree, encode_tree, tensor_layout
+
+
+@dataclass(frozen=True, slots=True)
+class CacheContext:
+    """Arguments of the `cache_context` that a pipeline opened around a call; step caches key their state by it."""
+
+    name: str
+    options: dict[str, Any]
+
+
+@dataclass(slots=True)
+class ComponentCall:
+    """A call that can run on any rank: its arguments, and the same encoded for a message."""
+
+    component: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    context: CacheContext | None
+    tree: Tree = None
+    tensors: list[torch.Tensor] = field(default_factory=list)
+
+    def encode(self) -> None:
+        """Fills `tree` and `tensors`; raises `UnencodableError` if the call cannot leave this rank."""
+        context = None if self.context is None else [self.context.name, self.context.options]
+        self.tree = encode_tree([self.args, self.kwargs, context], self.tensors)
+
+    def signature(self) -> str:
+        """Names everything that decides the structure of the result: all but tensors' values and floats."""
+        return repr((self.component, _without_floats(self.tree[:3]), [tensor_layout(t) for t in self.tensors]))
+
+    @property
+    def num_rows(self) -> int:
+        return num_batch_rows(self.args, self.kwargs)
+
+
+@dataclass(slots=True)
+class LocalComponent:
+    """A component whose weights (or shards of them) this rank holds."""
+
+    name: str
+    module: torch.nn.Module
+    run_module: Callable[..., Any]
+    num_calls: int = 0
+    num_rows: int = 0
+
+    @classmethod
+    def wrap(cls, name: str, module: torch.nn.Module) -> "LocalComponent":
+        """Must be made before the seam is attached: keeps the module's own (possibly compiled) call."""
+        return cls(name, module, module._compiled_call_impl or module._call_impl)
+
+    def run(self, call: ComponentCall) -> Any:
+        """Runs a call and counts it."""
+        self.num_calls += 1
+        self.num_rows += call.num_rows
+        with _open_context(self.module, call.context):
+            return self.run_module(*call.args, **call.kwargs)
+
+    def run_and_drop(self, call: ComponentCall) -> None:
+        """Takes part in a call's collectives without needing its result."""
+        with _open_context(self.module, call.context):
+            self.run_module(*call.args, **call.kwargs)
+
+
+def num_batch_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Rows of a denoiser call: dimension 0 of its first tensor, or the length of its first list of tensors."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor) and value.ndim > 0:
+            return int(value.shape[0])
+        if isinstance(value, list | tuple) and value and isinstance(value[0], torch.Tensor):
+            return len(value)
+    return 1
+
+
+def _open_context(module: torch.nn.Module, context: CacheContext | None) -> Any:
+    if context is None:
+        return nullcontext()
+    model_class: Any = type(module)  # not the instance: there the seam's recorder stands in its place
+    return model_class.cache_context(module, context.name, **context.options)
+
+
+def _without_floats(tree: Tree) -> Tree:
+    if isinstance(tree, float):
+        return "float"
+    return [_without_floats(item) for item in tree] if isinstance(tree, list) else tree

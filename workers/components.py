@@ -1,0 +1,86 @@
+"""Loads this rank's components in the plan's order and puts the pipeline together on the leader."""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from torch.distributed.device_mesh import DeviceMesh
+
+from planner.plan import ComponentPlan, Plan, Residency
+from workers.errors import LoadError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentLoaded:
+    """One component is in place on one rank."""
+
+    world_rank: int
+    name: str
+    bytes_read: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class RankComponents:
+    """The modules that this rank holds, by component name."""
+
+    modules: dict[str, torch.nn.Module] = field(default_factory=dict)
+    bytes_read: int = 0
+
+
+def load_components(
+    plan: Plan, into: RankComponents, *, world_rank: int, device: torch.device, mesh: DeviceMesh | None
+) -> Iterator[ComponentLoaded]:
+    """Loads what the plan gives to this rank, in load order, and yields each component as it is in place.
+
+    Raises:
+        LoadError: names the component and what is wrong with it.
+    """
+    for component in sorted(plan.components, key=lambda component: component.load_order):
+        if world_rank not in component.ranks:
+            continue
+        start = time.monotonic()
+        module, bytes_read = _load_one(plan, component, device=device, mesh=mesh)
+        into.modules[component.name] = module
+        into.bytes_read += bytes_read
+        loaded = ComponentLoaded(world_rank, component.name, bytes_read, time.monotonic() - start)
+        logger.info(
+            "loaded %s (%s, %s): %.1f MiB read in %.2f s",
+            loaded.name, component.class_name, component.residency, loaded.bytes_read / 2**20, loaded.seconds,
+        )  # fmt: skip
+        yield loaded
+
+
+def build_pipeline(plan: Plan, components: RankComponents) -> Any:
+    """The diffusers pipeline of the leader, around the components that are already loaded.
+
+    Schedulers, tokenizers and processors come from the checkpoint by diffusers itself.
+    """
+    pipeline_class = getattr(diffusers, plan.pipeline_class)
+    pipeline = pipeline_class.from_pretrained(
+        plan.checkpoint, torch_dtype=getattr(torch, plan.dtype), local_files_only=True, **components.modules
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _load_one(
+    plan: Plan, component: ComponentPlan, *, device: torch.device, mesh: DeviceMesh | None
+) -> tuple[torch.nn.Module, int]:
+    if component.residency not in (Residency.RESIDENT,):
+        raise LoadError(f"{component.name}: residency {component.residency} cannot be carried out yet")
+    library = diffusers if component.library == "diffusers" else transformers
+    model_class = getattr(library, component.class_name)
+    folder = Path(plan.checkpoint) / component.name
+    module = model_class.from_pretrained(
+        folder, torch_dtype=getattr(torch, plan.dtype), variant=plan.variant, use_safetensors=True
+    )
+    return module.to(device).eval().requires_grad_(False), component.payload_bytes

@@ -1,0 +1,202 @@
+"""One rank as a Ray actor: a compute thread for everything that touches torch, other threads for control."""
+
+import logging
+import os
+import queue
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from planner.plan import ComponentKind, Plan
+from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progress
+from workers.errors import GroupStartError, WorkerError
+
+if TYPE_CHECKING:
+    from workers.components import ComponentLoaded
+    from workers.leader import Leader
+    from workers.link import Link
+    from workers.process_group import LeaderDoor, Rendezvous
+
+logger = logging.getLogger(__name__)
+
+
+class RankActor:
+    """A rank of a group. The coordinator calls, in this order on all ranks: `place`, `open_door` (leader only),
+    `join`, `load`, then `follow` on followers and `lead` on the leader.
+
+    Every method that touches torch runs on the one compute thread, so that thread-local settings hold and calls never
+    interleave.
+    """
+
+    def __init__(self, plan_json: str, world_rank: int, num_threads: int) -> None:
+        _quiet_libraries()
+        self._plan = Plan.model_validate_json(plan_json)
+        self._world_rank = world_rank
+        self._num_threads = num_threads
+        self._compute = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
+        self._door: LeaderDoor | None = None
+        self._link: Link | None = None
+        self._links: dict[int, Link] = {}
+        self._leader: Leader | None = None
+
+    def place(self) -> tuple[str, str]:
+        """This rank's node id and address."""
+        return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
+
+    def open_door(self, host: str, timeout_s: float) -> "Rendezvous":
+        """Leader: opens the ports by which the followers join."""
+        return self._compute.submit(self._open_door, host, timeout_s).result()
+
+    def join(self, rendezvous: "Rendezvous | None", timeout_s: float) -> None:
+        """Sets the device up and joins the process group and the control connections; None for a group of one."""
+        self._compute.submit(self._join, rendezvous, timeout_s).result()
+
+    def load(self) -> Iterator["ComponentLoaded"]:
+        """Loads this rank's components, yielding each as it is in place."""
+        events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        future = self._compute.submit(self._load, events.put)
+        future.add_done_callback(lambda _: events.put(None))
+        while (event := events.get()) is not None:
+            yield event
+        future.result()
+
+    def lead(self, load_seconds: dict[str, float], weight_bytes_read: tuple[int, ...]) -> GroupDescription:
+        """Leader: builds the pipeline and says what the group can do."""
+        return self._compute.submit(self._lead, load_seconds, weight_bytes_read).result()
+
+    def follow(self) -> None:
+        """Follower: runs calls until the leader says goodbye. Ends with an error if the leader goes away."""
+        self._compute.submit(self._follow).result()
+
+    def generate(self, call: GenerateCall) -> Iterator[Progress | GenerateResult]:
+        """Leader: runs one call; yields its progress, then its result."""
+        leader = self._require_leader()
+        events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        future = self._compute.submit(leader.run, call, events.put)
+        future.add_done_callback(lambda _: events.put(None))
+        while (event := events.get()) is not None:
+            yield event
+        yield future.result()
+
+    def cancel(self, request_id: str) -> None:
+        """Leader: ends a call at its next denoiser call."""
+        self._require_leader().cancel(request_id)
+
+    def ping(self) -> int:
+        """Answers with the process id, also while a call runs."""
+        return os.getpid()
+
+    def leave(self) -> None:
+        """Leader: sends the followers home."""
+        if self._leader is not None:
+            self._compute.submit(self._leader.close).result()
+
+    def _require_leader(self) -> "Leader":
+        if self._leader is None:
+            raise WorkerError("this rank does not lead a started group")
+        return self._leader
+
+    # What follows runs on the compute thread.
+
+    def _open_door(self, host: str, timeout_s: float) -> "Rendezvous":
+        from workers.process_group import LeaderDoor
+
+        self._door = LeaderDoor(host, self._plan.group.num_ranks, timeout_s=timeout_s)
+        return self._door.rendezvous
+
+    def _join(self, rendezvous: "Rendezvous | None", timeout_s: float) -> None:
+        import torch
+
+        if self._plan.device == "cuda":
+            if not torch.cuda.is_available():
+                raise GroupStartError(f"rank {self._world_rank} has no CUDA device, but the plan is for GPUs")
+            torch.cuda.set_device(0)
+        else:
+            torch.set_num_threads(self._num_threads)
+        if rendezvous is not None:
+            self._connect(rendezvous, timeout_s)
+
+    def _connect(self, rendezvous: "Rendezvous", timeout_s: float) -> None:
+        from workers.link import Link
+        from workers.process_group import join_process_group
+        from workers.tensor_memory import SentTensors
+        from workers.wire import connect
+
+        store = None if self._door is None else self._door.store
+        join_process_group(rendezvous, self._plan, world_rank=self._world_rank, store=store, timeout_s=timeout_s)
+        if self._door is not None:
+            wires = self._door.wires.accept(self._plan.group.num_ranks - 1, timeout_s=timeout_s)
+            self._door.wires.close()
+            self._links = {rank: Link(wire, self._route(rank), SentTensors()) for rank, wire in wires.items()}
+        else:
+            address = (rendezvous.host, rendezvous.wire_port)
+            wire = connect(address, rendezvous.key, world_rank=self._world_rank, timeout_s=timeout_s)
+            self._link = Link(wire, self._route(0))
+
+    def _route(self, peer_rank: int) -> Any:
+        import torch.distributed as dist
+
+        from workers.link import TensorRoute
+
+        uses_nccl = self._plan.device == "cuda" and not self._plan.group.share_gpu
+        return TensorRoute(self._device(), dist.group.WORLD if uses_nccl else None, peer_rank)
+
+    def _device(self) -> Any:
+        import torch
+
+        return torch.device("cuda", 0) if self._plan.device == "cuda" else torch.device("cpu")
+
+    def _load(self, emit: Any) -> None:
+        from workers.components import RankComponents, load_components
+        from workers.process_group import shard_mesh
+
+        mesh = shard_mesh(self._plan) if self._plan.group.num_ranks > 1 else None
+        self._components = RankComponents()
+        for loaded in load_components(
+            self._plan, self._components, world_rank=self._world_rank, device=self._device(), mesh=mesh
+        ):
+            emit(loaded)
+
+    def _denoisers(self) -> list[str]:
+        return [component.name for component in self._plan.components if component.kind is ComponentKind.DENOISER]
+
+    def _lead(self, load_seconds: dict[str, float], weight_bytes_read: tuple[int, ...]) -> GroupDescription:
+        from workers.components import build_pipeline
+        from workers.lanes import Lanes
+        from workers.leader import Leader, local_components
+        from workers.process_group import lane_layout
+
+        local = local_components(self._components.modules, self._denoisers())
+        lanes = Lanes(lane_layout(self._plan), local=local, links=self._links)
+        pipeline = build_pipeline(self._plan, self._components)
+        self._leader = Leader(pipeline, lanes, weight_bytes_read=self._components.bytes_read)
+        return self._leader.describe(load_seconds=load_seconds, weight_bytes_read=weight_bytes_read)
+
+    def _follow(self) -> None:
+        from workers.follower import follow
+        from workers.leader import local_components
+        from workers.memory import peak_bytes
+
+        assert self._link is not None
+        bytes_read = self._components.bytes_read
+        follow(
+            self._link,
+            components=local_components(self._components.modules, self._denoisers()),
+            extra_stats=lambda: {"weight_bytes_read": bytes_read, "peak_bytes": peak_bytes()},
+        )
+
+
+def _quiet_libraries() -> None:
+    """Our own stages at INFO, libraries at WARNING, no progress bars of theirs."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("workers").setLevel(logging.INFO)
+    for name, value in {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TQDM_DISABLE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DIFFUSERS_VERBOSITY": "error",
+    }.items():
+        os.environ.setdefault(name, value)
