@@ -1,0 +1,203 @@
+"""Loads a component straight to its final place: each byte that a rank keeps is read once, and no other.
+
+Unsharded, every tensor goes from its file to the device; sharded, only this rank's rows do. Where the checkpoint's
+tensors do not map one to one onto the model's, the library's `from_pretrained` does it, and the result says so.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from workers.errors import LoadError
+from workers.shard_conditions import model_class_name
+from workers.sharding import Sharding, apply_sharding, set_local_shard, shard_rows
+from workers.stream_build import Library, NotOneToOneError, build_empty, component_class, map_keys
+from workers.stream_copy import NUM_READERS, ReadJob, run_jobs
+from workers.stream_files import StoredTensor, find_weight_files, read_headers
+
+logger = logging.getLogger(__name__)
+
+Allocator = Callable[[str, torch.Size, torch.dtype], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedComponent:
+    """A component ready to be called: in evaluation mode, frozen, nothing on meta.
+
+    Attributes:
+        bytes_read: from the files, by this rank.
+        loaded_by: "library" where `from_pretrained` had to do it (through a whole copy in host memory).
+        sharding: how it lies on the mesh; None if unsharded.
+    """
+
+    module: nn.Module
+    bytes_read: int
+    seconds: float
+    loaded_by: Literal["direct", "library"]
+    sharding: Sharding | None
+
+
+def load_component(
+    folder: Path,
+    *,
+    library: Library,
+    class_name: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    variant: str | None = None,
+    mesh: DeviceMesh | None = None,
+    compile_blocks: Callable[[nn.Module], None] | None = None,
+    allocate: Allocator | None = None,
+    num_readers: int = NUM_READERS,
+    on_bytes: Callable[[int], None] | None = None,
+) -> LoadedComponent:
+    """Loads the component in `folder`; with a mesh, every rank of it must call this.
+
+    Peak device bytes: what the rank keeps, and two staging pieces a reader where the stored dtype differs. Peak host
+    bytes beside that: `stream_copy.staging_bytes()`. Called from one thread at a time for building (guarded), reads of
+    two components may overlap.
+
+    Args:
+        folder: holds `config.json` and safetensors files.
+        dtype: of floating parameters and persistent buffers, except the class's float32 islands.
+        device: where an unsharded component goes; a sharded one goes to the mesh's device.
+        variant: read this variant of the weights if the component has it.
+        mesh: shard over it.
+        compile_blocks: called on the empty model before it is sharded (FSDP renames classes, compile before).
+        allocate: memory for a parameter or buffer, by `(name, shape, dtype)`; `torch.empty` on the device if None.
+        on_bytes: told of each finished piece, from reader threads.
+
+    Raises:
+        LoadError: files are torn or missing, keys do not fit the model, or something stayed without a value.
+    """
+    start = time.monotonic()
+    files = find_weight_files(folder, library=library, variant=variant)
+    stored = read_headers(files.files)
+    model_class = component_class(library, class_name)
+    try:
+        model = build_empty(model_class, folder, dtype=dtype)
+        keys = map_keys(model, stored, indexed=files.indexed)
+    except NotOneToOneError as reason:
+        return _load_by_library(
+            model_class, folder, dtype=dtype, device=device, variant=variant, mesh=mesh, reason=reason, start=start
+        )
+    if compile_blocks is not None:
+        compile_blocks(model)
+    sharding = apply_sharding(model, mesh=mesh) if mesh is not None else None
+    fill = _Filler(model, device, allocate)
+    jobs = [job for name, key in keys.items() for job in fill.jobs(name, stored[key])]
+    bytes_read = run_jobs(jobs, num_readers=num_readers, on_bytes=on_bytes)
+    fill.finish()
+    _prove_complete(model, folder)
+    seconds = time.monotonic() - start
+    logger.info("%s: %.3f GB in %.2f s, %.2f GB/s", folder, bytes_read / 1e9, seconds, bytes_read / 1e9 / seconds)
+    return LoadedComponent(model, bytes_read, seconds, "direct", sharding)
+
+
+class _Filler:
+    """Replaces a model's empty tensors by real ones that reads go into."""
+
+    def __init__(self, model: nn.Module, device: torch.device, allocate: Allocator | None) -> None:
+        self._model = model
+        self._device = device
+        self._allocate = allocate or (lambda _name, shape, dtype: torch.empty(shape, dtype=dtype, device=device))
+        self._names: dict[Tensor, list[str]] = {}
+        for name, tensor in model.named_parameters(remove_duplicate=False):
+            self._names.setdefault(tensor, []).append(name)
+        self._parameters = {name: tensor for tensor, names in self._names.items() for name in names}
+        self._buffers = dict(model.named_buffers(remove_duplicate=False))
+
+    def jobs(self, name: str, stored: StoredTensor) -> list[ReadJob]:
+        """Allocates the tensor's final memory, puts it into the model, and says what to read into it."""
+        empty = self._parameters.get(name, self._buffers.get(name))
+        if empty is None:
+            raise LoadError(f"{model_class_name(self._model)} has no tensor {name!r}")
+        if tuple(empty.shape) != stored.shape:
+            raise LoadError(
+                f"{stored.file}: {name} has shape {list(stored.shape)}, {model_class_name(self._model)} by its "
+                f"config.json needs {list(empty.shape)}; the weights belong to another configuration"
+            )
+        if isinstance(empty, DTensor):
+            offset, target = self._place_shard(name, empty, stored)
+        else:
+            offset, target = stored.offset, self._place_whole(name, empty)
+        return [ReadJob(stored.file, offset, stored.dtype, target.view(-1))] if target.numel() else []
+
+    def finish(self) -> None:
+        """Moves the buffers that no file holds to the device."""
+        for owner in self._model.modules():
+            for name, buffer in owner._buffers.items():
+                if buffer is not None and not buffer.is_meta and buffer.device != self._device:
+                    owner._buffers[name] = buffer.to(self._device)
+
+    def _place_shard(self, name: str, empty: DTensor, stored: StoredTensor) -> tuple[int, Tensor]:
+        mesh = empty.device_mesh
+        first, count = shard_rows(stored.shape[0], num_shards=mesh.size(), shard_rank=mesh.get_local_rank())
+        local = self._allocate(name, torch.Size((count, *stored.shape[1:])), empty.dtype)
+        set_local_shard(self._model, self._names[empty], local)
+        return stored.row_range(first, count)[0], local
+
+    def _place_whole(self, name: str, empty: Tensor) -> Tensor:
+        values = self._allocate(name, empty.shape, empty.dtype)
+        is_parameter = name in self._parameters
+        replacement: Tensor = nn.Parameter(values, requires_grad=False) if is_parameter else values
+        replacement.__dict__.update(empty.__dict__)
+        for alias in self._names.get(empty, [name]):
+            owner_name, _, attribute = alias.rpartition(".")
+            owner = self._model.get_submodule(owner_name)
+            if is_parameter:
+                owner._parameters[attribute] = replacement  # type: ignore[assignment]
+            else:
+                owner._buffers[attribute] = replacement
+        return values
+
+
+def _load_by_library(
+    model_class: type,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    variant: str | None,
+    mesh: DeviceMesh | None,
+    reason: NotOneToOneError,
+    start: float,
+) -> LoadedComponent:
+    """The way round: a whole copy in host memory, then to the device, then (on a mesh) sharded.
+
+    Raises:
+        LoadError: the library cannot either.
+    """
+    logger.warning("%s is loaded by from_pretrained, through a whole copy in host memory: %s", folder, reason)
+    try:
+        module: nn.Module = model_class.from_pretrained(  # type: ignore[attr-defined]
+            folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise LoadError(f"{folder}: {model_class.__name__}.from_pretrained failed: {error}") from error
+    module.requires_grad_(False).eval().to(device)
+    sharding = apply_sharding(module, mesh=mesh) if mesh is not None else None
+    _prove_complete(module, folder)
+    bytes_read = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return LoadedComponent(module, bytes_read, time.monotonic() - start, "library", sharding)
+
+
+def _prove_complete(model: nn.Module, folder: Path) -> None:
+    """Nothing is left over: no parameter and no buffer without memory.
+
+    Raises:
+        LoadError: names what has none.
+    """
+    states = [*model.named_parameters(), *model.named_buffers()]
+    empty = [name for name, tensor in states if (tensor.to_local() if isinstance(tensor, DTensor) else tensor).is_meta]
+    if empty:
+        shown = ", ".join(empty[:5])
+        raise LoadError(f"{folder}: {len(empty)} tensors got no value ({shown}); the checkpoint lacks them")

@@ -1,0 +1,164 @@
+"""Where a model is cut into blocks: predicates `(qualified_name, module) -> bool`, and the order they are asked in.
+
+Sharding and streaming cut at the same places. The result says which rule decided, for the plan, the log and the table
+in docs/weights.md.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from torch import nn
+
+from workers.errors import LoadError
+
+ShardCondition = Callable[[str, nn.Module], bool]
+
+COMMON_CONTAINERS = (
+    "blocks",
+    "layers",
+    "double_blocks",
+    "single_blocks",
+    "refiner_blocks",
+    "noise_refiner",
+    "context_refiner",
+    "transformer_blocks",
+    "single_transformer_blocks",
+    "encoder.block",
+)
+
+# Models whose blocks neither class attributes nor the common containers name completely.
+EXPLICIT_CONTAINERS: dict[str, tuple[str, ...]] = {
+    "LatteTransformer3DModel": ("transformer_blocks", "temporal_transformer_blocks"),
+    "T5FilmDecoder": ("decoders",),
+}
+
+_WRAPPER_PARTS = frozenset({"_fsdp_wrapped_module", "_orig_mod"})
+
+
+class BoundaryRule(StrEnum):
+    """Which step of the resolution order decided."""
+
+    EXPLICIT = "explicit"
+    CLASSES = "classes"
+    CONTAINERS = "containers"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockBoundaries:
+    """The blocks of one model, in registration order, and why these.
+
+    Attributes:
+        rule: the step of the resolution order that decided.
+        detail: the containers or classes that matched.
+        names: qualified names of the blocks; an inner block may lie inside an outer one (UNets).
+    """
+
+    rule: BoundaryRule
+    detail: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {', '.join(self.detail)}"
+
+    def outermost(self) -> tuple[str, ...]:
+        """The blocks that lie in no other block."""
+        taken = set(self.names)
+        return tuple(name for name in self.names if not any(parent in taken for parent in _parents(name)))
+
+
+def numbered_entry_of(*containers: str) -> ShardCondition:
+    """True for direct numbered entries of any of the containers: `blocks.0`, not `blocks.0.attn`.
+
+    A container may be dotted (`encoder.block`), and may itself lie anywhere in the model.
+    """
+    pattern = re.compile(rf"(?:^|\.)(?:{'|'.join(re.escape(container) for container in containers)})\.\d+$")
+    return lambda name, _module: pattern.search(clean_name(name)) is not None
+
+
+def block_of_class(*class_names: str) -> ShardCondition:
+    """True for modules of one of the classes (by name) that are numbered entries of some container.
+
+    Class lists name patch embeddings and norms too; those are reached by attribute from outside their own call, where
+    FSDP would not have gathered them, and hold little.
+    """
+    wanted = frozenset(class_names)
+    return lambda name, module: name.rpartition(".")[2].isdigit() and wanted & _original_class_names(module) != set()
+
+
+def resolve_boundaries(
+    model: nn.Module,
+    *,
+    explicit: Mapping[str, Iterable[str]] = EXPLICIT_CONTAINERS,
+    containers: Iterable[str] = COMMON_CONTAINERS,
+) -> BlockBoundaries:
+    """Finds the model's blocks: explicit containers of this model, then its block classes, then the usual containers.
+
+    Raises:
+        LoadError: no rule matches anything.
+    """
+    class_name = model_class_name(model)
+    candidates: list[tuple[BoundaryRule, tuple[str, ...], ShardCondition]] = []
+    if class_name in explicit:
+        named = tuple(explicit[class_name])
+        candidates.append((BoundaryRule.EXPLICIT, named, numbered_entry_of(*named)))
+    if classes := block_class_names(model):
+        candidates.append((BoundaryRule.CLASSES, classes, block_of_class(*classes)))
+    common = tuple(containers)
+    candidates.append((BoundaryRule.CONTAINERS, common, numbered_entry_of(*common)))
+    for rule, detail, condition in candidates:
+        if names := matching_names(model, condition):
+            return BlockBoundaries(rule, _used(rule, detail, model, names), names)
+    raise LoadError(
+        f"{class_name} has no blocks to cut at: no explicit containers are stated for it, none of its block classes "
+        f"{list(block_class_names(model))} is a numbered entry, and none of the containers {list(common)} is in it. "
+        f"State its containers in EXPLICIT_CONTAINERS, or keep it whole (resident or offload)."
+    )
+
+
+def matching_names(model: nn.Module, condition: ShardCondition) -> tuple[str, ...]:
+    """Qualified names of the modules with parameters that meet the condition, in registration order."""
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if name and condition(name, module) and next(module.parameters(), None) is not None
+    )
+
+
+def block_class_names(model: nn.Module) -> tuple[str, ...]:
+    """Class names from `_repeated_blocks` and `_no_split_modules`, in this order, each once."""
+    names: list[str] = []
+    for attribute in ("_repeated_blocks", "_no_split_modules"):
+        listed = getattr(model, attribute, None) or ()
+        names += sorted(listed) if isinstance(listed, (set, frozenset)) else list(listed)
+    return tuple(dict.fromkeys(names))
+
+
+def clean_name(name: str) -> str:
+    """The qualified name without the parts that wrappers add."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS)
+
+
+def model_class_name(model: nn.Module) -> str:
+    """The model's class name as its author wrote it; FSDP2 renames classes."""
+    return next(cls.__name__ for cls in type(model).__mro__ if not cls.__name__.startswith("FSDP"))
+
+
+def _original_class_names(module: nn.Module) -> set[str]:
+    return {type(module).__name__, model_class_name(module)}
+
+
+def _parents(name: str) -> Iterable[str]:
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def _used(rule: BoundaryRule, detail: tuple[str, ...], model: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
+    if rule is BoundaryRule.CLASSES:
+        present: set[str] = set()
+        for name in names:
+            present |= _original_class_names(model.get_submodule(name))
+        return tuple(entry for entry in detail if entry in present)
+    return tuple(entry for entry in detail if any(numbered_entry_of(entry)(name, model) for name in names))
