@@ -1,0 +1,121 @@
+"""Block boundaries of a model, found from qualified names alone.
+
+A block is the unit that is sharded and streamed. The resolution order is fixed: containers stated explicitly for the
+model, then the classes in `_repeated_blocks` (else `_no_split_modules`), then the common numbered containers.
+Predicates here see strings only, so that the planner (parameter names) and the workers (modules) use the same ones.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+COMMON_CONTAINERS: tuple[str, ...] = (
+    "blocks",
+    "layers",
+    "double_blocks",
+    "single_blocks",
+    "refiner_blocks",
+    "noise_refiner",
+    "context_refiner",
+    "transformer_blocks",
+    "single_transformer_blocks",
+    "encoder.block",
+)
+"""Containers of numbered blocks seen in the field (REQUIREMENTS 1)."""
+
+EXPLICIT_CONTAINERS: dict[str, tuple[str, ...]] = {
+    "T5EncoderModel": ("encoder.block",),
+    "UMT5EncoderModel": ("encoder.block",),
+}
+"""Containers stated for a model class; they win over everything else."""
+
+
+def is_numbered_entry_of(container: str, qualified_name: str) -> bool:
+    """Tells whether a module is a direct numbered entry of `container`.
+
+    `transformer_blocks.0` is one of `transformer_blocks`; `transformer_blocks.0.attn` and `transformer_blocks.0.ff.net.0`
+    are not. A container may be dotted (`encoder.block`), and may lie below other modules. `*` in a container stands for
+    a number (`down_blocks.*.attentions`).
+    """
+    parts = qualified_name.split(".")
+    pattern = container.split(".")
+    if len(parts) <= len(pattern) or not _is_number(parts[-1]):
+        return False
+    tail = parts[-1 - len(pattern) : -1]
+    return all(_is_number(part) if want == "*" else part == want for part, want in zip(tail, pattern, strict=True))
+
+
+def is_numbered_entry_of_any(containers: Iterable[str], qualified_name: str) -> bool:
+    """Tells whether a module is a direct numbered entry of one of `containers`."""
+    return any(is_numbered_entry_of(container, qualified_name) for container in containers)
+
+
+def find_block(parameter_name: str, *, containers: Sequence[str]) -> str | None:
+    """The outermost block that a parameter lies in, e.g. `blocks.3` for `blocks.3.attn.to_q.weight`; None outside."""
+    end = parameter_name.find(".")
+    while end != -1:
+        prefix = parameter_name[:end]
+        if is_numbered_entry_of_any(containers, prefix):
+            return prefix
+        end = parameter_name.find(".", end + 1)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRule:
+    """Which rule decided the block boundaries of a model.
+
+    Attributes:
+        source: the step of the resolution order that matched.
+        containers: containers (with `*` for numbers) whose numbered entries are the blocks.
+        class_names: the declared classes, if they decided.
+    """
+
+    source: Literal["explicit", "classes", "containers"]
+    containers: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """One line for the plan and the log."""
+        where = ", ".join(self.containers)
+        if self.source == "explicit":
+            return f"stated for the model: {where}"
+        if self.source == "classes":
+            return f"declared classes {', '.join(self.class_names)}: {where}"
+        return f"numbered entries of {where}"
+
+
+def resolve_block_rule(
+    class_name: str,
+    parameter_names: Iterable[str],
+    *,
+    declared: Sequence[tuple[Sequence[str], Sequence[str]]] = (),
+) -> BlockRule | None:
+    """Finds the rule that splits a model into blocks.
+
+    Args:
+        class_name: the model's class.
+        parameter_names: qualified names of its parameters.
+        declared: `(class names, containers that hold them)`, in order of preference; from the generated tables.
+
+    Returns:
+        The first rule that matches a parameter, with the containers that do; None if nothing matches.
+    """
+    names = tuple(parameter_names)
+    explicit = _present(EXPLICIT_CONTAINERS.get(class_name, ()), names)
+    if explicit:
+        return BlockRule("explicit", explicit)
+    for class_names, containers in declared:
+        present = _present(containers, names)
+        if present:
+            return BlockRule("classes", present, tuple(class_names))
+    common = _present(COMMON_CONTAINERS, names)
+    return BlockRule("containers", common) if common else None
+
+
+def _present(containers: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(c for c in containers if any(find_block(name, containers=(c,)) for name in names))
+
+
+def _is_number(part: str) -> bool:
+    return part.isascii() and part.isdigit()
