@@ -45,23 +45,25 @@ class ComponentCall:
 
 @dataclass(slots=True)
 class LocalComponent:
-    """A component whose weights (or shards of them) this rank holds."""
+    """A component whose weights (or shards of them) this rank holds and whose calls the leader sends."""
 
     name: str
     module: torch.nn.Module
     run_module: Callable[..., Any]
+    is_denoiser: bool = True
     num_calls: int = 0
     num_rows: int = 0
 
     @classmethod
-    def wrap(cls, name: str, module: torch.nn.Module) -> "LocalComponent":
+    def wrap(cls, name: str, module: torch.nn.Module, *, is_denoiser: bool) -> "LocalComponent":
         """Must be made before the seam is attached: keeps the module's own (possibly compiled) call."""
-        return cls(name, module, module._compiled_call_impl or module._call_impl)
+        return cls(name, module, module._compiled_call_impl or module._call_impl, is_denoiser)
 
     def run(self, call: ComponentCall) -> Any:
         """Runs a call and counts it."""
-        self.num_calls += 1
-        self.num_rows += call.num_rows
+        if self.is_denoiser:
+            self.num_calls += 1
+            self.num_rows += call.num_rows
         with _open_context(self.module, call.context):
             return self.run_module(*call.args, **call.kwargs)
 

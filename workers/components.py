@@ -1,7 +1,6 @@
 """Loads this rank's components in the plan's order and puts the pipeline together on the leader."""
 
 import logging
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import Any
 
 import diffusers
 import torch
-import transformers
 from torch.distributed.device_mesh import DeviceMesh
 
 from planner.plan import ComponentPlan, Plan, Residency
+from workers.direct_load import LoadedComponent, load_component
 from workers.errors import LoadError
 
 logger = logging.getLogger(__name__)
@@ -47,11 +46,10 @@ def load_components(
     for component in sorted(plan.components, key=lambda component: component.load_order):
         if world_rank not in component.ranks:
             continue
-        start = time.monotonic()
-        module, bytes_read = _load_one(plan, component, device=device, mesh=mesh)
-        into.modules[component.name] = module
-        into.bytes_read += bytes_read
-        loaded = ComponentLoaded(world_rank, component.name, bytes_read, time.monotonic() - start)
+        result = _load_one(plan, component, device=device, mesh=mesh)
+        into.modules[component.name] = result.module
+        into.bytes_read += result.bytes_read
+        loaded = ComponentLoaded(world_rank, component.name, result.bytes_read, result.seconds)
         logger.info(
             "loaded %s (%s, %s): %.1f MiB read in %.2f s",
             loaded.name, component.class_name, component.residency, loaded.bytes_read / 2**20, loaded.seconds,
@@ -74,13 +72,18 @@ def build_pipeline(plan: Plan, components: RankComponents) -> Any:
 
 def _load_one(
     plan: Plan, component: ComponentPlan, *, device: torch.device, mesh: DeviceMesh | None
-) -> tuple[torch.nn.Module, int]:
-    if component.residency not in (Residency.RESIDENT,):
-        raise LoadError(f"{component.name}: residency {component.residency} cannot be carried out yet")
-    library = diffusers if component.library == "diffusers" else transformers
-    model_class = getattr(library, component.class_name)
-    folder = Path(plan.checkpoint) / component.name
-    module = model_class.from_pretrained(
-        folder, torch_dtype=getattr(torch, plan.dtype), variant=plan.variant, use_safetensors=True
+) -> LoadedComponent:
+    if component.residency not in (Residency.RESIDENT, Residency.SHARDED):
+        raise LoadError(f"{component.name}: residency {component.residency} cannot be carried out yet: choose another")
+    is_sharded = component.residency is Residency.SHARDED
+    if is_sharded and mesh is None:
+        raise LoadError(f"{component.name} is to be sharded, but the plan's fsdp_degree is 1")
+    return load_component(
+        Path(plan.checkpoint) / component.name,
+        library=component.library,
+        class_name=component.class_name,
+        dtype=getattr(torch, plan.dtype),
+        device=device,
+        variant=plan.variant,
+        mesh=mesh if is_sharded else None,
     )
-    return module.to(device).eval().requires_grad_(False), component.payload_bytes

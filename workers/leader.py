@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from planner.plan import ComponentKind, Plan
 from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progress, RankStats
 from workers.component_call import LocalComponent
 from workers.errors import CallCancelledError, CallError, InvalidCallError, WorkerError
@@ -41,7 +42,7 @@ class Leader:
         self._cancelled_ids: set[str] = set()
         self._lock = threading.Lock()
         self._schedulers = [c for c in pipeline.components.values() if _is_scheduler(c)]
-        self.seam = Seam(lanes, before_call=self._on_denoiser_call)
+        self.seam = Seam(lanes, before_call=self._before_call)
         for name, component in lanes.local.items():
             self.seam.attach(name, component.module)
         for scheduler in self._schedulers:
@@ -154,9 +155,13 @@ class Leader:
         counts = {0: own, **self._lanes.stats()}
         return tuple(RankStats(world_rank=rank, **counts[rank]) for rank in sorted(counts))
 
-    def _on_denoiser_call(self) -> None:
-        if self._control is not None:
+    def _before_call(self, component: str) -> None:
+        if self._control is None:
+            return
+        if self._lanes.local[component].is_denoiser:
             self._control.on_denoiser_call(self._num_steps())
+        else:
+            self._control.check()
 
     def _on_step(self, scheduler: Any) -> None:
         if self._control is not None:
@@ -166,9 +171,15 @@ class Leader:
         return num_scheduler_steps(self._schedulers[0]) if self._schedulers else None
 
 
-def local_components(modules: Mapping[str, torch.nn.Module], denoisers: list[str]) -> dict[str, LocalComponent]:
-    """The rank's denoisers, ready for calls by name."""
-    return {name: LocalComponent.wrap(name, modules[name]) for name in denoisers if name in modules}
+def local_components(plan: Plan, modules: Mapping[str, torch.nn.Module]) -> dict[str, LocalComponent]:
+    """The rank's components whose calls the leader sends: denoisers, and what is sharded over several ranks."""
+    return {
+        component.name: LocalComponent.wrap(
+            component.name, modules[component.name], is_denoiser=component.kind is ComponentKind.DENOISER
+        )
+        for component in plan.components
+        if component.name in modules and (component.kind is ComponentKind.DENOISER or len(component.ranks) > 1)
+    }
 
 
 def _is_scheduler(component: Any) -> bool:

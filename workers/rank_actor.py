@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from planner.plan import ComponentKind, Plan
+from planner.plan import Plan
 from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progress
 from workers.errors import GroupStartError, WorkerError
 
@@ -159,16 +159,13 @@ class RankActor:
         ):
             emit(loaded)
 
-    def _denoisers(self) -> list[str]:
-        return [component.name for component in self._plan.components if component.kind is ComponentKind.DENOISER]
-
     def _lead(self, load_seconds: dict[str, float], weight_bytes_read: tuple[int, ...]) -> GroupDescription:
         from workers.components import build_pipeline
         from workers.lanes import Lanes
         from workers.leader import Leader, local_components
         from workers.process_group import lane_layout
 
-        local = local_components(self._components.modules, self._denoisers())
+        local = local_components(self._plan, self._components.modules)
         lanes = Lanes(lane_layout(self._plan), local=local, links=self._links)
         pipeline = build_pipeline(self._plan, self._components)
         self._leader = Leader(pipeline, lanes, weight_bytes_read=self._components.bytes_read)
@@ -183,7 +180,7 @@ class RankActor:
         bytes_read = self._components.bytes_read
         follow(
             self._link,
-            components=local_components(self._components.modules, self._denoisers()),
+            components=local_components(self._plan, self._components.modules),
             extra_stats=lambda: {"weight_bytes_read": bytes_read, "peak_bytes": peak_bytes()},
         )
 

@@ -47,7 +47,7 @@ class SeamCounts:
 class Seam:
     """All denoiser calls of the leader. Used from the compute thread only."""
 
-    def __init__(self, lanes: Lanes, *, before_call: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, lanes: Lanes, *, before_call: Callable[[str], None] = lambda _: None) -> None:
         self._lanes = lanes
         self._before_call = before_call
         self._queue: list[tuple[ComponentCall, OutputSpec, list[DeferredTensor]]] = []
@@ -100,7 +100,7 @@ class Seam:
     def _call(self, component: str, *args: Any, **kwargs: Any) -> Any:
         if self._is_running:  # a component inside a running call: part of that call
             return self._lanes.local[component].run_module(*args, **kwargs)
-        self._before_call()
+        self._before_call(component)
         if has_pending((args, kwargs)):
             args, kwargs = wait_all((args, kwargs))
         call = ComponentCall(component, args, kwargs, self._contexts.get(component))
