@@ -1,0 +1,156 @@
+"""A checkpoint's files: a local folder or any fsspec URL, read by name and byte range, never outside the folder."""
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from planner.errors import CheckpointNotFoundError, UnsafeCheckpointError
+
+MAX_JSON_BYTES = 16 * 2**20
+
+
+class CheckpointFiles(Protocol):
+    """What the reader needs of a folder. Names are relative, with `/`."""
+
+    @property
+    def location(self) -> str:
+        """The folder, as errors name it."""
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None if there is no such file."""
+
+    def list_names(self, folder: str) -> list[str]:
+        """Names of the files in a component's folder, sorted; empty if it cannot be listed."""
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        """Reads a byte range, short at the end of the file."""
+
+
+def open_files(checkpoint: str) -> CheckpointFiles:
+    """Opens a folder (a path or a URL).
+
+    Raises:
+        CheckpointNotFoundError: no such folder, or a URL whose file system is not installed.
+    """
+    if checkpoint.startswith("file://"):
+        checkpoint = checkpoint.removeprefix("file://")
+    if "://" in checkpoint:
+        return RemoteFiles(checkpoint)
+    return LocalFiles(checkpoint)
+
+
+def check_name(name: str, *, where: str) -> str:
+    """Returns `name` if it is one plain file or folder name; an index must not lead elsewhere.
+
+    Raises:
+        UnsafeCheckpointError: it holds a path separator, `..`, a drive or control characters.
+    """
+    if not name or name in {".", ".."} or "/" in name or "\\" in name or ":" in name or not name.isprintable():
+        raise UnsafeCheckpointError(f"{where} names {name!r:.200}, which is not a plain name inside the checkpoint's folder")
+    return name
+
+
+class LocalFiles:
+    """Files of a local folder. Links may lead inside the folder, or to the blobs of the same hub cache entry."""
+
+    def __init__(self, folder: str) -> None:
+        path = Path(folder).expanduser()
+        if not path.exists():
+            raise CheckpointNotFoundError(f"{folder}: no such folder; give the folder that holds model_index.json")
+        if not path.is_dir():
+            raise CheckpointNotFoundError(f"{folder} is a file, not a folder in diffusers layout; {SINGLE_FILE_ADVICE}")
+        self._root = Path(os.path.realpath(path))
+        self._allowed = [self._root]
+        if self._root.parent.name == "snapshots":  # the hub cache's layout: snapshots/<revision>/x -> ../../blobs/<hash>
+            self._allowed.append(self._root.parent.parent / "blobs")
+        self._location = str(path)
+
+    @property
+    def location(self) -> str:
+        """The folder, as errors name it."""
+        return self._location
+
+    def _resolve(self, name: str) -> Path:
+        path = self._root.joinpath(*PurePosixPath(name).parts)
+        real = Path(os.path.realpath(path))
+        if not any(real.is_relative_to(root) for root in self._allowed):
+            raise UnsafeCheckpointError(f"{self._location}/{name} is a link to {real}, outside the checkpoint's folder")
+        return real
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None if there is no such file."""
+        path = self._resolve(name)
+        return path.stat().st_size if path.is_file() else None
+
+    def list_names(self, folder: str) -> list[str]:
+        """Names of the files in a component's folder, sorted."""
+        path = self._resolve(folder)
+        return sorted(entry.name for entry in os.scandir(path)) if path.is_dir() else []
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        """Reads a byte range, short at the end of the file."""
+        with self._resolve(name).open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+
+class RemoteFiles:
+    """Files behind an fsspec URL, read by ranges."""
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(url.rstrip("/"))
+        except (ImportError, ValueError) as error:
+            raise CheckpointNotFoundError(f"{url}: {error}") from error
+        self._url = url.rstrip("/")
+        self._sizes: dict[str, int | None] = {}
+
+    @property
+    def location(self) -> str:
+        """The URL."""
+        return self._url
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None if there is no such file."""
+        if name not in self._sizes:
+            self._sizes[name] = self._ask_size(name)
+        return self._sizes[name]
+
+    def _ask_size(self, name: str) -> int | None:
+        try:
+            info: dict[str, Any] = self._fs.info(f"{self._root}/{name}")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CheckpointNotFoundError(f"{self._url}/{name} cannot be reached: {error}") from error
+        size = info.get("size")
+        return int(size) if info.get("type") == "file" and size is not None else None
+
+    def list_names(self, folder: str) -> list[str]:
+        """Names of the files in a component's folder, sorted; empty if the file system cannot list."""
+        try:
+            entries: list[dict[str, Any]] = self._fs.ls(f"{self._root}/{folder}", detail=True)
+        except (OSError, NotImplementedError):
+            return []
+        names: list[str] = []
+        for entry in entries:
+            name = str(entry["name"]).rstrip("/").rpartition("/")[2]
+            names.append(name)
+            if entry.get("type") == "file" and entry.get("size") is not None:
+                self._sizes[f"{folder}/{name}"] = int(entry["size"])
+        return sorted(names)
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        """Reads a byte range, short at the end of the file."""
+        try:
+            data: bytes = self._fs.cat_file(f"{self._root}/{name}", start=offset, end=offset + length)
+        except (OSError, ValueError) as error:
+            raise CheckpointNotFoundError(f"{self._url}/{name} cannot be read: {error}") from error
+        return data[:length]
+
+
+SINGLE_FILE_ADVICE = (
+    "convert single-file checkpoints first: DiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) in diffusers"
+)

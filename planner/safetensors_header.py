@@ -1,0 +1,188 @@
+"""One safetensors header, read and checked without its tensors.
+
+The library accepts duplicate names, overlapping aliases and headers that take seconds to parse (safetensors 0.8); here
+each of those is a `CheckpointFormatError` that names the file and the offence.
+Format: https://github.com/huggingface/safetensors#format (8 bytes little-endian length, JSON, data).
+"""
+
+import json
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from planner.errors import CheckpointFormatError
+
+MAX_HEADER_BYTES = 4 * 2**20
+"""Largest header parsed: 20,000 tensors at 200 bytes each; parsing it takes under 100 ms."""
+MAX_TENSORS = 20_000
+MAX_DIMS = 16
+MAX_NAME_LENGTH = 1024
+_MAX_BRACES = MAX_TENSORS + 2
+_MAX_BRACKETS = 2 * MAX_TENSORS + 2
+_MAX_COMMAS = 16 * MAX_TENSORS
+
+DTYPE_BITS: dict[str, int] = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+"""Bits of one element, from safetensors' `Dtype`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor as the header describes it; `begin` and `end` are byte offsets into the file's data section."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor in the file."""
+        return self.end - self.begin
+
+    @property
+    def num_elements(self) -> int:
+        """Number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsHeader:
+    """A checked header: its tensors tile the file's data section exactly."""
+
+    tensors: tuple[TensorEntry, ...]
+    data_start: int
+    data_bytes: int
+
+
+ReadRange = Callable[[int, int], bytes]
+"""Reads `(offset, length)` bytes of one file."""
+
+
+def read_header(read_range: ReadRange, *, file: str, file_bytes: int) -> SafetensorsHeader:
+    """Reads and checks the header of one file.
+
+    Args:
+        read_range: reads bytes of the file; only the header is asked for.
+        file: its name in messages.
+        file_bytes: size of the whole file, against which the offsets are checked.
+
+    Raises:
+        CheckpointFormatError: the file is truncated, malformed, inconsistent or unreasonably large.
+    """
+    if file_bytes < 8:
+        _fail(file, f"it has {file_bytes} bytes, a safetensors file has at least 8: it is truncated or empty")
+    prefix = read_range(0, 8)
+    if len(prefix) != 8:
+        _fail(file, f"reading its first 8 bytes gave {len(prefix)}")
+    (length,) = struct.unpack("<Q", prefix)
+    if length > MAX_HEADER_BYTES:
+        _fail(file, f"its header says {length} bytes, at most {MAX_HEADER_BYTES} are read: not a safetensors file, or hostile")
+    if 8 + length > file_bytes:
+        _fail(file, f"its header needs {8 + length} bytes, the file has {file_bytes}: it is truncated, download it again")
+    raw = read_range(8, length)
+    if len(raw) != length:
+        _fail(file, f"its header has {length} bytes, {len(raw)} could be read")
+    return parse_header(raw, file=file, data_start=8 + length, data_bytes=file_bytes - 8 - length)
+
+
+def parse_header(raw: bytes, *, file: str, data_start: int, data_bytes: int) -> SafetensorsHeader:
+    """Parses and checks the JSON part of a header. Raises `CheckpointFormatError` like `read_header`."""
+    document = _load_json(raw, file=file)
+    document.pop("__metadata__", None)
+    if len(document) > MAX_TENSORS:
+        _fail(file, f"it lists {len(document)} tensors, at most {MAX_TENSORS} are allowed")
+    tensors = tuple(_check_entry(name, entry, file=file) for name, entry in document.items())
+    _check_tiling(tensors, data_bytes=data_bytes, file=file)
+    return SafetensorsHeader(tensors, data_start, data_bytes)
+
+
+def _load_json(raw: bytes, *, file: str) -> dict[str, Any]:
+    # Counting bytes first bounds the memory and time of parsing: `[],[],...` costs 60 bytes of objects a byte pair.
+    for byte, limit, what in ((b"{", _MAX_BRACES, "objects"), (b"[", _MAX_BRACKETS, "lists"), (b",", _MAX_COMMAS, "values")):
+        if raw.count(byte) > limit:
+            _fail(file, f"its header has more than {limit} {what}")
+    try:
+        document = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except _DuplicateName as error:
+        _fail(file, f"the name {error.args[0]!r:.200} appears twice in its header")
+    except RecursionError:
+        _fail(file, "its header is nested too deeply")
+    except (ValueError, OverflowError) as error:
+        _fail(file, f"its header is not valid JSON ({str(error)[:120]})")
+    if not isinstance(document, dict):
+        _fail(file, f"its header is a JSON {type(document).__name__}, an object is needed")
+    return document
+
+
+class _DuplicateName(Exception):
+    pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise _DuplicateName(name)
+            seen.add(name)
+    return result
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a number")
+
+
+def _check_entry(name: str, entry: Any, *, file: str) -> TensorEntry:
+    _check_name(name, file=file)
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        _fail(file, f"tensor {name!r:.200} must have exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
+    if bits is None:
+        _fail(file, f"tensor {name!r:.200} has the unknown dtype {dtype!r:.60}")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(_is_count(size) for size in shape):
+        _fail(file, f"tensor {name!r:.200} has the impossible shape {shape!r:.120}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
+        _fail(file, f"tensor {name!r:.200} has the impossible data_offsets {offsets!r:.120}")
+    begin, end = offsets
+    num_bits = math.prod(shape) * bits  # Python integers do not wrap around.
+    if end - begin < 0 or num_bits != 8 * (end - begin):
+        _fail(
+            file,
+            f"tensor {name!r:.200} of {dtype} {shape!r:.120} needs {num_bits / 8 if num_bits % 8 else num_bits // 8} bytes, "
+            f"its offsets {begin}..{end} give {end - begin}",
+        )
+    return TensorEntry(name, dtype, tuple(shape), begin, end)
+
+
+def _check_name(name: str, *, file: str) -> None:
+    if not name or len(name) > MAX_NAME_LENGTH or not name.isprintable() or "/" in name or "\\" in name or ".." in name:
+        _fail(file, f"the tensor name {name!r:.200} is not a parameter's name")
+
+
+def _check_tiling(tensors: tuple[TensorEntry, ...], *, data_bytes: int, file: str) -> None:
+    position = 0
+    for tensor in sorted(tensors, key=lambda t: (t.begin, t.end)):
+        if tensor.begin != position:
+            what = "overlaps the tensor before it" if tensor.begin < position else "leaves a gap before it"
+            _fail(file, f"tensor {tensor.name!r:.200} begins at byte {tensor.begin} where {position} is due: it {what}")
+        position = tensor.end
+    if position != data_bytes:
+        what = "it is truncated, download it again" if position > data_bytes else "bytes follow that no tensor owns"
+        _fail(file, f"its tensors need {position} bytes, the file holds {data_bytes}: {what}")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _fail(file: str, offence: str) -> NoReturn:
+    raise CheckpointFormatError(f"{file}: {offence}")
