@@ -1,0 +1,109 @@
+"""Errors of the service and the command line.
+
+    DeploymentError
+    ├── SettingsError              the app's settings or a command's options cannot be used
+    ├── LocalServiceError          a Ray or Serve that we started on this machine did not come up
+    └── RequestError               one request cannot be answered; carries what HTTP needs
+        ├── BadRequestError            400: the caller must change the request
+        ├── UnknownModelError          404: no such model here
+        ├── BusyError                  429: the queue is full; says when to come back
+        ├── GenerationError            500: the request was fine, the work failed
+        ├── UnavailableError           503: no group can take the request now
+        └── RequestTimeoutError        504: it took longer than the service allows
+
+All of them pickle: their constructor's arguments are their `args`.
+"""
+
+from typing import ClassVar
+
+
+class DeploymentError(Exception):
+    """Base of everything that this package raises on purpose."""
+
+
+class SettingsError(DeploymentError):
+    """The app's settings, or the options of a command, cannot be used as they are."""
+
+
+class LocalServiceError(DeploymentError):
+    """A Ray or Serve that was started on this machine did not come up, or went away."""
+
+
+class RequestError(DeploymentError):
+    """One request cannot be answered.
+
+    Attributes:
+        status: HTTP status.
+        error_type: OpenAI's error type.
+        message: what happened and what to change.
+        param: the request's field that is to blame.
+        code: a word for programs.
+        should_retry: whether sending the same request again can help.
+    """
+
+    status: ClassVar[int] = 500
+    error_type: ClassVar[str] = "server_error"
+    default_code: ClassVar[str | None] = None
+    should_retry: ClassVar[bool] = False
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, param, code)
+        self.message = message
+        self.param = param
+        self.code = code or self.default_code
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class BadRequestError(RequestError):
+    """The caller must change the request."""
+
+    status = 400
+    error_type = "invalid_request_error"
+    default_code = "invalid_value"
+
+
+class UnknownModelError(RequestError):
+    """No model of that name is served here."""
+
+    status = 404
+    error_type = "invalid_request_error"
+    default_code = "model_not_found"
+
+
+class BusyError(RequestError):
+    """The queue is full."""
+
+    status = 429
+    error_type = "rate_limit_error"
+    default_code = "queue_full"
+    should_retry = True
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.args = (message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
+class GenerationError(RequestError):
+    """The request was fine, the work on it failed."""
+
+    default_code = "generation_failed"
+
+
+class UnavailableError(RequestError):
+    """No group can take the request now."""
+
+    status = 503
+    error_type = "server_error"
+    default_code = "unavailable"
+    should_retry = True
+
+
+class RequestTimeoutError(RequestError):
+    """The request took longer than the service allows."""
+
+    status = 504
+    error_type = "server_error"
+    default_code = "timeout"

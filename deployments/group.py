@@ -1,0 +1,155 @@
+"""The group deployment: one replica is one group's coordinator. It holds no GPU; its ranks do."""
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import NoReturn, cast
+
+from deployments.group_client import GeneratedMedia
+from deployments.logs import configure_logging
+from deployments.media import encode_mp4, encode_png
+from deployments.pipeline_call import DEFAULT_FPS, build_arguments
+from deployments.schemas import GenerationRequest, ImageRequest, VideoRequest
+from deployments.settings import AppSettings
+from planner.plan import Plan
+from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progress
+from workers.errors import GroupDiedError
+from workers.group import WorkerGroup
+
+logger = logging.getLogger(__name__)
+_FIRST_RANK_BUNDLE = 1  # bundle 0 of the replica's placement group is the coordinator's own
+_WARM_UP_STEPS = 2
+_GroupEvents = AsyncGenerator[Progress | GenerateResult, None]
+
+
+class GroupDeployment:
+    """Starts a group, warms it up, and only then is healthy. A dead rank ends the whole replica at once.
+
+    Args:
+        settings: the app's settings.
+        plan: what to start; the replica's placement group has the plan's bundles.
+    """
+
+    def __init__(self, settings: AppSettings, plan: Plan) -> None:
+        configure_logging()
+        self._plan = plan
+        self._group = WorkerGroup.start(
+            plan, first_bundle=_FIRST_RANK_BUNDLE, on_load=logger.info, timeout_s=settings.start_timeout_s
+        )
+        try:
+            for request in _warm_up_requests(plan, self._group.describe()):
+                self._warm_up(request)
+        except BaseException:
+            self._group.shutdown(timeout_s=2.0)
+            raise
+
+    async def describe(self) -> GroupDescription:
+        """What the group can do."""
+        return self._group.describe()
+
+    async def generate(self, request: ImageRequest | VideoRequest) -> GeneratedMedia:
+        """Makes the first picture, or the video, of a request; dividing `n` pictures is the ingress's work."""
+        async with aclosing(self.stream(request)) as events:
+            async for event in events:
+                if isinstance(event, GeneratedMedia):
+                    return event
+        raise GroupDiedError("the group ended a call without a result")
+
+    async def stream(
+        self,
+        request: ImageRequest | VideoRequest,
+        *,
+        seed: int | None = None,
+        request_id: str | None = None,
+        deadline_s: float | None = None,
+    ) -> AsyncGenerator[Progress | GeneratedMedia, None]:
+        """Progress of one picture or video, then the file. Cancelling the request cancels the work."""
+        arguments = build_arguments(request, self._plan.defaults, self._group.describe())
+        call = GenerateCall(
+            arguments,
+            seed=request.seed if seed is None else seed,
+            request_id=request_id or uuid.uuid4().hex,
+            deadline_s=deadline_s,
+        )
+        try:
+            async with aclosing(cast(_GroupEvents, self._group.stream(call))) as events:
+                async for event in events:
+                    if isinstance(event, GenerateResult):
+                        yield await asyncio.to_thread(_encode, event, request, self._plan)
+                    else:
+                        yield event
+        except GroupDiedError as error:
+            self._end(error)
+
+    async def probe(self) -> AsyncGenerator[str, None]:
+        """Says that the group was reached, then, when every rank has answered, that it is well."""
+        yield "reached"
+        await self.check_health()
+        yield "ok"
+
+    async def check_health(self) -> None:
+        """Called by Serve; a failing check alone would keep the broken replica in rotation for seconds."""
+        try:
+            await asyncio.to_thread(self._group.check)
+        except GroupDiedError as error:
+            self._end(error)
+
+    def __del__(self) -> None:
+        """Called by Serve when the replica is told to stop."""
+        group = getattr(self, "_group", None)
+        if group is not None:
+            group.shutdown(timeout_s=5.0)
+
+    def _warm_up(self, request: ImageRequest | VideoRequest) -> None:
+        """Compares what a first call takes with the plan's prediction, and reports both."""
+        arguments = build_arguments(request, self._plan.defaults, self._group.describe())
+        start = time.monotonic()
+        result = self._group.generate(GenerateCall(arguments, seed=0))
+        peak = max(rank.peak_bytes for rank in result.ranks) / 2**20
+        step_s = result.stage_seconds.get("denoise", 0.0) / _WARM_UP_STEPS
+        logger.info(
+            "warm-up (%s): %.2f s, a step %.3f s (predicted %s), peak %.0f MiB a rank (predicted %s)",
+            request.output_format, time.monotonic() - start, step_s, _seconds(self._plan.predicted.step_s),
+            peak, _mebibytes(self._plan.memory.gpu_peak_bytes),
+        )  # fmt: skip
+
+    def _end(self, error: GroupDiedError) -> NoReturn:
+        """Ends every rank and this process: Serve starts a new group, the ingress sends the request elsewhere."""
+        logger.error("the group ends: %s", error)
+        logging.shutdown()
+        try:
+            self._group.shutdown(timeout_s=1.0)
+        finally:
+            os._exit(1)
+
+
+def _warm_up_requests(plan: Plan, description: GroupDescription) -> list[ImageRequest | VideoRequest]:
+    """A picture, and a video where the model makes one by default."""
+    requests: list[ImageRequest | VideoRequest] = [ImageRequest(prompt="a", num_inference_steps=_WARM_UP_STEPS)]
+    if description.makes_video and (plan.defaults.num_frames or 1) > 1:
+        requests.append(VideoRequest(prompt="a", num_inference_steps=_WARM_UP_STEPS))
+    return requests
+
+
+def _encode(result: GenerateResult, request: GenerationRequest, plan: Plan) -> GeneratedMedia:
+    """The file for a result. A picture of a video pipeline is its first frame."""
+    pixels = result.output[0]
+    if isinstance(request, VideoRequest):
+        content = encode_mp4(pixels, fps=request.fps or plan.defaults.fps or DEFAULT_FPS)
+    else:
+        pixels = pixels[0] if result.output_kind == "video" else pixels
+        content = encode_png(pixels)
+    height, width = pixels.shape[-3:-1]
+    return GeneratedMedia(content=content, seed=result.seed, width=width, height=height)
+
+
+def _seconds(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f} s"
+
+
+def _mebibytes(values: tuple[int, ...]) -> str:
+    return f"{max(values, default=0) / 2**20:.0f} MiB"

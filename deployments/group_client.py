@@ -1,0 +1,124 @@
+"""How an ingress talks to the groups: the seam between HTTP and Ray Serve handles."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from ray import serve
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
+
+from deployments.errors import DeploymentError, UnavailableError
+from deployments.schemas import GenerationRequest
+from workers.calls import GroupDescription, Progress
+from workers.errors import CallCancelledError, GroupDiedError, WorkerError
+
+Probe = Literal["ok", "unreached", "dead"]
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedMedia:
+    """One finished file from a group."""
+
+    content: bytes
+    seed: int
+    width: int
+    height: int
+
+
+class GroupClient(Protocol):
+    """What the service needs of the groups."""
+
+    def stream(
+        self, request: GenerationRequest, *, seed: int, request_id: str, deadline_s: float
+    ) -> AsyncGenerator[Progress | GeneratedMedia, None]:
+        """Makes one picture or video on some group: progress, then the file.
+
+        Raises:
+            GroupDiedError: the group went away under the request; another may do it.
+            CallError: the call failed.
+            RequestError: the request is refused.
+        """
+        ...
+
+    async def describe(self) -> GroupDescription:
+        """What the groups can do."""
+        ...
+
+    async def num_running(self) -> int:
+        """Groups that are up, as Serve says."""
+        ...
+
+    async def probe(self, *, timeout_s: float) -> Probe:
+        """Asks a group whether all its ranks answer; "unreached" if every group is too busy to be asked."""
+        ...
+
+
+class ServeGroupClient:
+    """The groups behind a Serve deployment handle."""
+
+    def __init__(self, handle: Any, *, app_name: str) -> None:
+        self._handle = handle
+        self._app_name = app_name
+
+    async def stream(
+        self, request: GenerationRequest, *, seed: int, request_id: str, deadline_s: float
+    ) -> AsyncGenerator[Progress | GeneratedMedia, None]:
+        """See `GroupClient.stream`. Closing the iterator cancels the work."""
+        method = self._handle.options(stream=True).stream
+        response = method.remote(request, seed=seed, request_id=request_id, deadline_s=deadline_s)
+        is_finished = False
+        try:
+            async for event in response:
+                yield event
+            is_finished = True
+        except (RayError, DeploymentUnavailableError, RequestCancelledError) as error:
+            is_finished = True
+            raise _unwrap(error) from error
+        finally:
+            if not is_finished:
+                response.cancel()
+
+    async def describe(self) -> GroupDescription:
+        """See `GroupClient.describe`."""
+        try:
+            description: GroupDescription = await self._handle.describe.remote()
+        except (RayError, DeploymentUnavailableError) as error:
+            raise _unwrap(error) from error
+        return description
+
+    async def num_running(self) -> int:
+        """See `GroupClient.num_running`."""
+        status = await asyncio.to_thread(serve.status)
+        app = status.applications.get(self._app_name)
+        deployment = app.deployments.get(self._handle.deployment_name) if app else None
+        return deployment.replica_states.get("RUNNING", 0) if deployment else 0
+
+    async def probe(self, *, timeout_s: float) -> Probe:
+        """See `GroupClient.probe`. A group answers at once that it was reached, and again when its ranks answered."""
+        response = self._handle.options(stream=True).probe.remote()
+        was_reached = False
+        try:
+            async with asyncio.timeout(timeout_s):
+                async for _ in response:
+                    was_reached = True
+            return "ok"
+        except TimeoutError:
+            response.cancel()
+            return "dead" if was_reached else "unreached"
+        except (RayError, DeploymentUnavailableError):
+            return "dead"
+
+
+def _unwrap(error: Exception) -> Exception:
+    """The error that a group raised, as itself; a dead group as `GroupDiedError`."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, WorkerError | DeploymentError):
+        return error.cause
+    if isinstance(error, RayActorError):
+        return GroupDiedError("the group went away under the request")
+    if isinstance(error, DeploymentUnavailableError):
+        return UnavailableError("no group is up: its start failed")
+    if isinstance(error, RequestCancelledError):
+        return CallCancelledError("the request was cancelled")
+    return error
