@@ -14,7 +14,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 RankFunction = Callable[..., Any]
 
 
-def run_ranks(function: RankFunction, folder: Path, *args: Any, num_ranks: int = 2, deadline_s: float = 90) -> list[Any]:
+def run_ranks(
+    function: RankFunction, folder: Path, *args: Any, num_ranks: int = 2, deadline_s: float = 90
+) -> list[Any]:
     """Calls `function(mesh, *args)` on each rank; returns the JSON-able results by rank.
 
     Raises:

@@ -1,0 +1,215 @@
+"""What ranks do in test_sharding.py. Imported by spawned ranks."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.tiny_checkpoints import make_wan_transformer
+from workers.direct_load import load_component
+from workers.shard_conditions import BlockBoundaries, BoundaryRule
+from workers.sharding import (
+    ShardedModuleError,
+    apply_sharding,
+    find_weight_loader,
+    is_sharded,
+    load_parameter,
+    set_local_shard,
+    shard_rows,
+)
+
+
+def all_cases(mesh: DeviceMesh, folder: str) -> dict[str, Any]:
+    return {
+        case.__name__: case(mesh, Path(folder))
+        for case in (
+            bytes_of_a_wide_model,
+            bfloat16_with_float32_islands,
+            weight_loaders,
+            moves,
+            methods_beside_forward,
+            tied_across_blocks,
+            scalars_and_uneven_rows,
+            placed_shards,
+        )
+    }
+
+
+def bytes_of_a_wide_model(mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
+    """One rank's share of a model whose vectors are small beside its matrices, as real ones are."""
+    loaded = load_component(
+        folder / "wide",
+        library="diffusers",
+        class_name="WanTransformer3DModel",
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        mesh=mesh,
+    )
+    held = sum(
+        tensor.to_local().untyped_storage().nbytes() if isinstance(tensor, DTensor) else tensor.nbytes
+        for tensor in loaded.module.parameters()
+    )
+    return {"bytes_read": loaded.bytes_read, "held": held}
+
+
+def bfloat16_with_float32_islands(mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "library": "diffusers",
+        "class_name": "WanTransformer3DModel",
+        "dtype": torch.bfloat16,
+        "device": torch.device("cpu"),
+    }
+    whole = load_component(folder / "wide", **options).module
+    sharded = load_component(folder / "wide", mesh=mesh, **options).module
+    inputs = {
+        "hidden_states": torch.ones(1, 4, 1, 4, 4, dtype=torch.bfloat16),
+        "timestep": torch.tensor([5]),
+        "encoder_hidden_states": torch.ones(1, 3, 24, dtype=torch.bfloat16),
+    }
+    with torch.no_grad():
+        equal = torch.equal(whole(**inputs)[0], sharded(**inputs)[0])
+    return {"equal": equal, "dtypes": sorted({str(tensor.dtype) for tensor in sharded.parameters()})}
+
+
+def weight_loaders(mesh: DeviceMesh, _folder: Path) -> dict[str, Any]:
+    """A routine that transposes what it loads, as tensor-parallel layers' do more elaborately."""
+
+    def transposed(parameter: Tensor, weight: Tensor) -> None:
+        parameter.data.copy_(weight.T)
+
+    model = Blocks(5)
+    originals = dict(model.named_parameters())
+    model.layers[0].weight.weight_loader = transposed  # type: ignore[assignment]
+    apply_sharding(model, mesh=mesh)
+    parameter = model.layers[0].weight
+    kept = find_weight_loader(parameter) is transposed
+    del parameter.weight_loader
+    on_original = find_weight_loader(parameter, originals["layers.0.weight"]) is transposed
+    weight = torch.arange(25.0).view(5, 5)
+    load_parameter(model, "layers.0.weight", weight, original=originals["layers.0.weight"])
+    load_parameter(model, "layers.1.weight", weight)
+    return {
+        "kept": kept,
+        "on_original": on_original,
+        "by_loader": torch.equal(_whole(model.layers[0].weight), weight.T),
+        "plain": torch.equal(_whole(model.layers[1].weight), weight),
+    }
+
+
+def moves(mesh: DeviceMesh, _folder: Path) -> dict[str, Any]:
+    model = Blocks(4)
+    before = is_sharded(model)
+    apply_sharding(model, mesh=mesh)
+    model.to("cpu")
+    model.to(torch.float32)
+    refused = []
+    for move in (
+        lambda: model.to(torch.bfloat16),
+        lambda: model.to("meta"),
+        lambda: model.half(),
+        lambda: model.layers[0].to(torch.float64),
+        lambda: nn.Sequential(model).to(torch.bfloat16),
+        lambda: apply_sharding(model, mesh=mesh),
+    ):
+        try:
+            move()
+            refused.append(False)
+        except ShardedModuleError:
+            refused.append(True)
+    return {"before": before, "after": is_sharded(model), "refused": refused}
+
+
+def methods_beside_forward(mesh: DeviceMesh, _folder: Path) -> dict[str, Any]:
+    """`decode` and `encode` of an autoencoder use the root's own parameters."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    ).eval()  # fmt: skip
+    latents, image = torch.randn(1, 4, 4, 4), torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        expected = vae.decode(latents).sample, vae.encode(image).latent_dist.mean
+        names = tuple(name for name, _ in vae.named_modules() if name.endswith((".resnets.0", ".resnets.1")))
+        apply_sharding(vae, mesh=mesh, boundaries=BlockBoundaries(BoundaryRule.EXPLICIT, ("resnets",), names))
+        equal = [
+            torch.equal(expected[0], vae.decode(latents).sample),
+            torch.equal(expected[1], vae.encode(image).latent_dist.mean),
+            torch.equal(expected[0], vae.decode(latents).sample),
+        ]
+    return {"equal": equal, "num_blocks": len(names)}
+
+
+def tied_across_blocks(mesh: DeviceMesh, _folder: Path) -> dict[str, Any]:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    model.model.layers[1].mlp.down_proj.weight = model.model.layers[0].mlp.down_proj.weight
+    tokens = torch.arange(6)[None]
+    with torch.no_grad():
+        expected = model(tokens).logits
+        sharding = apply_sharding(model, mesh=mesh)
+        equal = torch.equal(expected, model(tokens).logits)
+    return {
+        "equal": equal,
+        "whole": list(sharding.whole),
+        "root_tie": model.lm_head.weight is model.model.embed_tokens.weight,
+        "block_tie": model.model.layers[1].mlp.down_proj.weight is model.model.layers[0].mlp.down_proj.weight,
+    }
+
+
+def scalars_and_uneven_rows(mesh: DeviceMesh, _folder: Path) -> dict[str, Any]:
+    """Five rows and one row over two ranks, and a parameter without rows."""
+    torch.manual_seed(0)
+    model = Blocks(5)
+    model.scale = nn.Parameter(torch.tensor(3.0))
+    model.one_row = nn.Parameter(torch.randn(1, 5))
+    values = torch.randn(2, 5)
+    with torch.no_grad():
+        expected = model(values)
+        sharding = apply_sharding(model, mesh=mesh)
+        equal = [torch.equal(expected, model(values)) for _ in range(2)]
+    return {"equal": equal, "whole": list(sharding.whole)}
+
+
+def placed_shards(mesh: DeviceMesh, _folder: Path) -> dict[str, Any]:
+    """Shards put into an empty model are the ones that are gathered, whatever the number of rows."""
+    model = make_wan_transformer()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    empty = make_wan_transformer().to("meta")
+    for module, real in zip(empty.modules(), make_wan_transformer().modules(), strict=True):
+        module._buffers.update(real._buffers)
+    apply_sharding(empty, mesh=mesh)
+    for name, tensor in state.items():
+        first, count = shard_rows(tensor.shape[0], num_shards=2, shard_rank=mesh.get_local_rank())
+        set_local_shard(empty, [name], tensor[first : first + count].clone())
+    gathered = {name: _whole(tensor) for name, tensor in empty.named_parameters()}
+    return {"equal": all(torch.equal(gathered[name], tensor) for name, tensor in state.items())}
+
+
+class Blocks(nn.Module):
+    """Two square layers in a container that the common rule knows."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(width, width), nn.Linear(width, width)])
+        self.scale: nn.Parameter | None = None
+        self.one_row: nn.Parameter | None = None
+
+    def forward(self, values: Tensor) -> Tensor:
+        for layer in self.layers:
+            values = layer(values)
+        if self.scale is not None and self.one_row is not None:
+            values = values * self.scale + self.one_row
+        return values
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
