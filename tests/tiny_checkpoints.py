@@ -7,7 +7,22 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipe
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-WORDS = "a red green blue circle square star moving left right up down on white black background".split()
+WORDS = [
+    "a",
+    "red",
+    "green",
+    "blue",
+    "circle",
+    "square",
+    "star",
+    "moving",
+    "left",
+    "right",
+    "up",
+    "down",
+    "on",
+    "black",
+]
 
 
 def make_word_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,0 +1,213 @@
+"""Groups of real rank actors on a real local Ray."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import torch
+from diffusers import WanPipeline
+from ray.util.placement_group import placement_group_table
+
+from planner.plan import Plan
+from tests.plans import make_wan_plan
+from workers.calls import GenerateCall, GenerateResult, Progress
+from workers.errors import CallCancelledError, GroupDiedError, GroupStartError, InvalidCallError
+from workers.group import WorkerGroup
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+ARGUMENTS: dict[str, Any] = {
+    "prompt": "a red circle",
+    "negative_prompt": "blue",
+    "height": 32,
+    "width": 32,
+    "num_frames": 5,
+    "num_inference_steps": 3,
+}
+
+
+@pytest.fixture
+def start_group() -> Iterator[Callable[[Plan], WorkerGroup]]:
+    groups: list[WorkerGroup] = []
+
+    def start(plan: Plan) -> WorkerGroup:
+        groups.append(WorkerGroup.start(plan, timeout_s=90))
+        return groups[-1]
+
+    yield start
+    for group in groups:
+        group.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_wan: Path, ray_cluster: None) -> Iterator[WorkerGroup]:
+    """Two ranks, CFG degree 2, for the tests that leave them alive."""
+    group = WorkerGroup.start(make_wan_plan(tiny_wan, num_ranks=2, cfg_degree=2), timeout_s=90)
+    yield group
+    group.shutdown()
+
+
+def wait_until(condition: Callable[[], bool], what: str, *, timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"
+        threading.Event().wait(0.02)
+
+
+def plain_pipeline(checkpoint: Path, **changes: Any) -> Any:
+    """The reference: diffusers alone, in this process, with a rank's number of threads.
+
+    `from_pretrained` maps the file, where tensors start at any address; the matrix products of CPUs take other paths
+    for unaligned memory and differ by 2e-6. Copied to where the allocator puts them, weights give equal bits.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        pipeline = WanPipeline.from_pretrained(checkpoint)
+        pipeline.set_progress_bar_config(disable=True)
+        for module in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
+            for parameter in module.parameters():
+                parameter.data = parameter.data.clone()
+        return pipeline(**{**ARGUMENTS, **changes}, generator=torch.Generator().manual_seed(3)).frames
+    finally:
+        torch.set_num_threads(before)
+
+
+def weight_bytes(checkpoint: Path, component: str) -> int:
+    return sum(file.stat().st_size for file in (checkpoint / component).glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "cfg_degree", "fsdp_degree", "rows"),
+    [(1, 1, 1, [6]), (2, 2, 1, [3, 3]), (2, 2, 2, [3, 3]), (2, 1, 2, [6, 6])],
+    ids=["one_rank", "cfg2", "cfg2_fsdp2", "fsdp2"],
+)
+def test_every_degree_gives_the_plain_pipelines_result(
+    tiny_wan: Path,
+    start_group: Callable[[Plan], WorkerGroup],
+    num_ranks: int,
+    cfg_degree: int,
+    fsdp_degree: int,
+    rows: list[int],
+) -> None:
+    plan = make_wan_plan(tiny_wan, num_ranks=num_ranks, cfg_degree=cfg_degree, fsdp_degree=fsdp_degree)
+    group = start_group(plan)
+    latents = plain_pipeline(tiny_wan, output_type="latent")
+    pixels = plain_pipeline(tiny_wan)
+    first = group.generate(GenerateCall({**ARGUMENTS, "output_type": "latent"}, seed=3))
+    second = group.generate(GenerateCall(ARGUMENTS, seed=3))
+    assert torch.equal(first.output, latents)
+    assert np.array_equal(second.output, (pixels * 255).round().astype(np.uint8))
+    assert second.output.shape == (1, 5, 32, 32, 3)
+    assert [stats.denoiser_rows for stats in second.ranks] == rows
+    check_bytes_read(second, tiny_wan, fsdp_degree)
+    group.check()
+
+
+def check_bytes_read(result: GenerateResult, checkpoint: Path, fsdp_degree: int) -> None:
+    """Each rank reads what it keeps: the denoiser or its share of it, and the leader the rest."""
+    sharded = (1 / fsdp_degree + 0.02) if fsdp_degree > 1 else 1.0
+    transformer = weight_bytes(checkpoint, "transformer") * sharded
+    encoder = weight_bytes(checkpoint, "text_encoder") * sharded
+    limits = {0: transformer + encoder + weight_bytes(checkpoint, "vae")}
+    for stats in result.ranks:
+        follower_limit = transformer + (encoder if fsdp_degree > 1 else 0)
+        assert 0 < stats.weight_bytes_read <= limits.get(stats.world_rank, follower_limit)
+
+
+def test_tensors_are_allowed_as_arguments(tiny_wan: Path, pair: WorkerGroup) -> None:
+    embeddings = torch.randn(1, 512, 32)
+    changes = {"prompt": None, "negative_prompt": None, "guidance_scale": 1.0, "prompt_embeds": embeddings}
+    expected = plain_pipeline(tiny_wan, **changes, output_type="latent")
+    result = pair.generate(GenerateCall({**ARGUMENTS, **changes, "output_type": "latent"}, seed=3))
+    assert torch.equal(result.output, expected)
+
+
+def test_bad_calls_and_cancelled_calls_leave_the_group_clean(pair: WorkerGroup) -> None:
+    expected = pair.generate(GenerateCall(ARGUMENTS, seed=3)).output
+    with pytest.raises(InvalidCallError, match="takes no argument colour"):
+        pair.generate(GenerateCall({**ARGUMENTS, "colour": 1}))
+    with pytest.raises(InvalidCallError, match="divisible by 16"):
+        pair.generate(GenerateCall({**ARGUMENTS, "width": 33}))
+    long_call = GenerateCall({**ARGUMENTS, "num_inference_steps": 5000}, seed=3)
+
+    def cancel_soon(event: Progress) -> None:
+        if event.step == 2:
+            pair.cancel(long_call.request_id)
+
+    with pytest.raises(CallCancelledError):
+        pair.generate(long_call, on_progress=cancel_soon)
+    assert np.array_equal(pair.generate(GenerateCall(ARGUMENTS, seed=3)).output, expected)
+
+
+async def test_closing_a_stream_cancels_the_call(pair: WorkerGroup) -> None:
+    stream = pair.stream(GenerateCall({**ARGUMENTS, "num_inference_steps": 100_000}, seed=3))
+    async for event in stream:
+        if isinstance(event, Progress) and event.step == 2:
+            break
+    await stream.aclose()
+    events = [event async for event in pair.stream(GenerateCall(ARGUMENTS, seed=3))]
+    assert isinstance(events[-1], GenerateResult)
+    assert [event.step for event in events[:-1] if event.stage == "denoise"] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_ends_the_running_call_at_once(
+    tiny_wan: Path, start_group: Callable[[Plan], WorkerGroup], victim: int
+) -> None:
+    group = start_group(make_wan_plan(tiny_wan, num_ranks=2, cfg_degree=2))
+    pids = ray.get([rank.ping.remote() for rank in group._ranks])
+    killed_at: list[float] = []
+
+    def kill_once(event: Progress) -> None:
+        if event.step >= 2 and not killed_at:
+            killed_at.append(time.monotonic())
+            os.kill(pids[victim], signal.SIGKILL)
+
+    with pytest.raises(GroupDiedError):
+        group.generate(GenerateCall({**ARGUMENTS, "num_inference_steps": 100_000}, seed=3), on_progress=kill_once)
+    assert time.monotonic() - killed_at[0] < 5.0
+    with pytest.raises(GroupDiedError):
+        group.check()
+
+
+def test_a_failed_start_leaves_no_process_and_no_placement_group(tiny_wan: Path, tmp_path: Path) -> None:
+    before = remains()
+    plan = make_wan_plan(tiny_wan, num_ranks=2, cfg_degree=2).model_copy(update={"checkpoint": str(tmp_path)})
+    with pytest.raises(GroupStartError, match=r"did not start: .*transformer"):
+        WorkerGroup.start(plan, timeout_s=60)
+    wait_until(lambda: remains() <= before, "the tear-down")
+
+
+def test_a_group_that_finds_no_room_says_what_is_free(tiny_wan: Path) -> None:
+    before = remains()
+    plan = make_wan_plan(tiny_wan, cpus_per_rank=1000.0)
+    with pytest.raises(GroupStartError, match="no room for 1 ranks"):
+        WorkerGroup.start(plan, timeout_s=0.5)
+    wait_until(lambda: remains() <= before, "the tear-down")
+
+
+def test_shutdown_leaves_no_process_and_no_placement_group(tiny_wan: Path) -> None:
+    before = remains()
+    group = WorkerGroup.start(make_wan_plan(tiny_wan, num_ranks=2, cfg_degree=2), timeout_s=90)
+    pids = ray.get([rank.ping.remote() for rank in group._ranks])
+    group.shutdown()
+    wait_until(lambda: not set(pids) & rank_processes() and remains() <= before, "the group's end")
+
+
+def remains() -> set[str | int]:
+    """Placement groups and rank processes that are there now."""
+    return {key for key, row in placement_group_table().items() if row["state"] != "REMOVED"} | rank_processes()
+
+
+def rank_processes() -> set[int]:
+    own = psutil.Process().children(recursive=True)
+    return {p.pid for p in own if p.is_running() and p.status() != psutil.STATUS_ZOMBIE and "RankActor" in p.name()}
