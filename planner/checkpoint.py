@@ -1,0 +1,293 @@
+"""A checkpoint as the planner sees it: components, blocks, bytes and dtypes, from headers alone; no tensor is read."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
+
+from pydantic import ValidationError
+
+from planner import tables
+from planner.boundaries import BlockRule
+from planner.errors import (
+    CheckpointError,
+    CheckpointFormatError,
+    CheckpointNotFoundError,
+    UnknownComponentError,
+    UnsafeCheckpointError,
+)
+from planner.files import MAX_JSON_BYTES, SINGLE_FILE_ADVICE, CheckpointFiles, check_name, open_files
+from planner.kinds import classify_component
+from planner.plan import ComponentKind, ServingDefaults
+from planner.weights import Block, WeightTally, group_weights
+from planner.weight_files import WeightFiles, find_weight_files, read_tensors
+
+INDEX_FILE = "model_index.json"
+DEFAULTS_FILE = "heliograph.json"
+SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt", ".gguf", ".bin", ".pt", ".pth")
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One component with weights.
+
+    Attributes:
+        name: key in `model_index.json`, also its folder.
+        library: whose loading rules its weights follow.
+        module: library as the index says: `diffusers`, `transformers`, or a module of `diffusers.pipelines`.
+        config: its `config.json`.
+        payload_bytes: sum of its tensors' byte ranges, or the files' sizes where they are pickled.
+        tally: what its tensors amount to once placed.
+        blocks: its blocks, in order of first appearance; empty if no boundary rule matches.
+        rest: tally of everything outside the blocks.
+        weight_files: paths below the checkpoint, in the order of the index.
+        weight_format: `pickle` is sized for information and refused for loading.
+        index_position: position in `model_index.json`.
+    """
+
+    name: str
+    library: Literal["diffusers", "transformers"]
+    module: str
+    class_name: str
+    kind: ComponentKind
+    config: Mapping[str, Any]
+    payload_bytes: int
+    num_parameters: int
+    dtype_bytes: Mapping[str, int]
+    tally: WeightTally
+    blocks: tuple[Block, ...]
+    rest: WeightTally
+    block_rule: BlockRule | None
+    weight_files: tuple[str, ...]
+    weight_format: Literal["safetensors", "pickle"]
+    variant: str | None
+    index_position: int
+    context_parallel: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WeightlessComponent:
+    """A scheduler, tokenizer or processor: its configuration is read when the pipeline is built."""
+
+    name: str
+    module: str
+    class_name: str
+    index_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint in diffusers layout.
+
+    Attributes:
+        path: folder or URL, as given.
+        fingerprint: hex digest over everything read; the same content gives the same digest wherever it lies.
+        options: plain values of `model_index.json` (`boundary_ratio`, ...).
+    """
+
+    path: str
+    pipeline_class: str
+    components: tuple[Component, ...]
+    weightless: tuple[WeightlessComponent, ...]
+    options: Mapping[str, Any]
+    defaults: ServingDefaults
+    variant: str | None
+    fingerprint: str
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of all components' tensors."""
+        return sum(component.payload_bytes for component in self.components)
+
+    def find(self, name: str) -> Component | None:
+        """The component with weights of that name."""
+        return next((component for component in self.components if component.name == name), None)
+
+
+def read_checkpoint(path: str, *, variant: str | None = None) -> Checkpoint:
+    """Reads a checkpoint's index, configurations and safetensors headers (a few kilobytes a file).
+
+    Args:
+        path: local folder or fsspec URL.
+        variant: weight variant (`fp16`, ...), chosen as diffusers chooses it: components that lack it use the plain one.
+
+    Raises:
+        CheckpointError: what is wrong, in which file; its subclass says which sort (see `planner.errors`).
+    """
+    path = str(path)
+    if "://" not in path and path.endswith(SINGLE_FILE_SUFFIXES):
+        raise CheckpointNotFoundError(f"{path} is a single file, not a folder in diffusers layout; {SINGLE_FILE_ADVICE}")
+    if variant is not None:
+        check_name(variant, where="the variant")
+    return _Reader(open_files(path), variant).read(path)
+
+
+class _Reader:
+    """Reads one checkpoint, and digests all that it reads."""
+
+    def __init__(self, files: CheckpointFiles, variant: str | None) -> None:
+        self._files = files
+        self._variant = variant
+        self._digest = hashlib.sha256()
+
+    def read(self, path: str) -> Checkpoint:
+        index = self._read_json(INDEX_FILE, missing=CheckpointNotFoundError, advice=self._missing_index_advice())
+        pipeline_class = index.get("_class_name")
+        if not isinstance(pipeline_class, str) or not tables.is_pipeline(pipeline_class):
+            raise UnknownComponentError(
+                f"{self._files.location}/{INDEX_FILE}: the pipeline class {pipeline_class!r:.200} is not in diffusers "
+                f"{tables.table_version('diffusers')}; remote code is never run"
+            )
+        components: list[Component] = []
+        weightless: list[WeightlessComponent] = []
+        options: dict[str, Any] = {}
+        for position, (name, value) in enumerate(index.items()):
+            if name.startswith("_"):
+                continue
+            if not _is_class_entry(value):
+                options[name] = value
+                continue
+            module, class_name = value
+            if module is None and class_name is None:
+                continue
+            self._check_class(name, module, class_name)
+            if tables.find_model(module, class_name) is None:
+                weightless.append(WeightlessComponent(name, module, class_name, position))
+            else:
+                components.append(self._read_component(name, module, class_name, position))
+        self._check_variant(components)
+        if not components:
+            raise CheckpointFormatError(f"{self._files.location}/{INDEX_FILE} lists no component with weights")
+        defaults = self._read_defaults()
+        return Checkpoint(
+            path=path,
+            pipeline_class=pipeline_class,
+            components=tuple(components),
+            weightless=tuple(weightless),
+            options=options,
+            defaults=defaults,
+            variant=self._variant,
+            fingerprint=self._digest.hexdigest(),
+        )
+
+    def _missing_index_advice(self) -> str:
+        names = [name for name in self._files.list_names(".") if name.endswith(SINGLE_FILE_SUFFIXES)]
+        if names:
+            return f"it holds {names[0]}, which looks like a single-file checkpoint; {SINGLE_FILE_ADVICE}"
+        return "give the folder that holds it (a checkpoint in diffusers layout)"
+
+    def _check_class(self, name: str, module: Any, class_name: Any) -> None:
+        where = f"{self._files.location}/{INDEX_FILE}"
+        check_name(name, where=where)
+        if not isinstance(module, str) or not isinstance(class_name, str):
+            raise CheckpointFormatError(f"{where}: {name} must name a library and a class, not {[module, class_name]!r:.200}")
+        if not tables.is_known(module, class_name):
+            raise UnknownComponentError(
+                f"{where}: {name} is {class_name!r:.200} of {module!r:.200}, which neither diffusers "
+                f"{tables.table_version('diffusers')} nor transformers {tables.table_version('transformers')} has; remote "
+                f"code is never run"
+            )
+
+    def _read_component(self, name: str, module: str, class_name: str, position: int) -> Component:
+        declaration = tables.find_model(module, class_name)
+        assert declaration is not None
+        library: Literal["diffusers", "transformers"] = "transformers" if declaration.uses_transformers else "diffusers"
+        config = self._read_json(f"{name}/config.json", missing=CheckpointFormatError, advice="the component is incomplete")
+        found = find_weight_files(self._files, name, library=library, variant=self._variant, read_json=self._read_weight_index)
+        tensors = read_tensors(self._files, found) if found.weight_format == "safetensors" else ()
+        self._digest_weights(found, tensors)
+        keep = declaration.keep_in_fp32
+        grouped = group_weights(
+            tensors, class_name=class_name, library=library, keep_in_fp32=keep,
+            keep_in_fp32_strict=declaration.keep_in_fp32_strict, block_classes=declaration.block_classes,
+            containers=declaration.containers, tied=declaration.tied,
+        )  # fmt: skip
+        return Component(
+            name=name,
+            library=library,
+            module=module,
+            class_name=class_name,
+            kind=classify_component(name, class_name=class_name, library=library),
+            config=config,
+            payload_bytes=found.file_bytes if found.weight_format == "pickle" else sum(t.num_bytes for t in tensors),
+            num_parameters=grouped.tally.num_parameters,
+            dtype_bytes=grouped.dtype_bytes,
+            tally=grouped.tally,
+            blocks=grouped.blocks,
+            rest=grouped.rest,
+            block_rule=grouped.rule,
+            weight_files=found.paths,
+            weight_format=found.weight_format,
+            variant=found.variant,
+            index_position=position,
+            context_parallel=declaration.context_parallel,
+        )
+
+    def _digest_weights(self, found: WeightFiles, tensors: tuple[Any, ...]) -> None:
+        self._digest.update(repr((found.paths, found.file_bytes)).encode())
+        for tensor in tensors:
+            self._digest.update(f"{tensor.name}|{tensor.dtype}|{tensor.shape}|{tensor.begin}".encode())
+
+    def _check_variant(self, components: list[Component]) -> None:
+        if self._variant is not None and components and not any(c.variant == self._variant for c in components):
+            raise CheckpointFormatError(
+                f"{self._files.location}: no component has weights of the variant {self._variant!r}; leave the variant out"
+            )
+
+    def _read_defaults(self) -> ServingDefaults:
+        if self._files.size(DEFAULTS_FILE) is None:
+            return ServingDefaults()
+        document = self._read_json(DEFAULTS_FILE, missing=CheckpointFormatError, advice="")
+        try:
+            return ServingDefaults.model_validate(document)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise CheckpointFormatError(f"{self._files.location}/{DEFAULTS_FILE}: {where}: {first['msg']}") from error
+
+    def _read_weight_index(self, name: str) -> dict[str, Any]:
+        return self._read_json(name, missing=CheckpointFormatError, advice="the component is incomplete")
+
+    def _read_json(self, name: str, *, missing: type[CheckpointError], advice: str) -> dict[str, Any]:
+        where = f"{self._files.location}/{name}"
+        size = self._files.size(name)
+        if size is None:
+            raise missing(f"{self._files.location} has no {name}: {advice}")
+        if size > MAX_JSON_BYTES:
+            raise CheckpointFormatError(f"{where} has {size} bytes, at most {MAX_JSON_BYTES} are read")
+        raw = self._files.read(name, 0, size)
+        self._digest.update(f"{name}|{len(raw)}|".encode())
+        self._digest.update(raw)
+        try:
+            document = json.loads(raw.decode("utf-8"))
+        except RecursionError:
+            _malformed(where, "nested too deeply")
+        except ValueError as error:
+            _malformed(where, f"not valid JSON ({str(error)[:120]})")
+        if not isinstance(document, dict):
+            _malformed(where, f"a JSON {type(document).__name__}, an object is needed")
+        return document
+
+
+def _malformed(where: str, offence: str) -> NoReturn:
+    raise CheckpointFormatError(f"{where}: {offence}")
+
+
+def _is_class_entry(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(part is None or isinstance(part, str) for part in value)
+
+
+def check_loadable(checkpoint: Checkpoint) -> None:
+    """Refuses pickled weights.
+
+    Raises:
+        UnsafeCheckpointError: a component has only pickled weights.
+    """
+    for component in checkpoint.components:
+        if component.weight_format == "pickle":
+            raise UnsafeCheckpointError(
+                f"{checkpoint.path}/{component.weight_files[0]}: {component.name} has only pickled weights "
+                f"({component.payload_bytes} bytes), which are never loaded because pickle runs code; convert them: "
+                f"load with diffusers where you trust the file, then save_pretrained(FOLDER, safe_serialization=True)"
+            )

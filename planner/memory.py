@@ -1,0 +1,169 @@
+"""Bytes on each rank and node at every moment of a group's life, for a given placement of its components."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from planner.checkpoint import Checkpoint, Component
+from planner.costs import Workload, decode_workspace_bytes, denoiser_activation_bytes, encode_workspace_bytes
+from planner.degrees import Degrees
+from planner.plan import ComponentKind, MemoryMoment, Residency
+
+GIB = 2**30
+CPU_PROCESS_BYTES = int(0.75 * GIB)
+"""Resident memory of a rank process with torch and diffusers imported (measured: 0.5 to 0.7 GiB, CPU wheels)."""
+CUDA_PROCESS_BYTES = 3 * GIB
+"""The same with CUDA's libraries loaded and a context."""
+COORDINATOR_BYTES = int(0.25 * GIB)
+STAGING_BYTES = int(0.5 * GIB)
+"""Pinned ring through which a rank's weights pass while they load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where one component lives.
+
+    Attributes:
+        ranks: world ranks that hold it, whole or in shares.
+        num_resident_blocks: blocks that stay on the device when it is layerwise.
+        prefetch_depth: blocks copied ahead; the ring has one buffer more.
+    """
+
+    component: Component
+    residency: Residency
+    ranks: tuple[int, ...]
+    num_resident_blocks: int = 0
+    prefetch_depth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """A timeline, with the peaks over it."""
+
+    timeline: tuple[MemoryMoment, ...]
+    gpu_peak_bytes: tuple[int, ...]
+    host_peak_bytes: int
+
+
+def gpu_headroom_bytes(capacity_bytes: int) -> int:
+    """GPU memory that plans leave free: CUDA context and libraries (about 0.6 GiB), NCCL, fragmentation."""
+    return min(max(GIB, capacity_bytes * 4 // 100), capacity_bytes // 4)
+
+
+def host_headroom_bytes(capacity_bytes: int) -> int:
+    """Host memory that plans leave free: the system, Ray's own processes."""
+    return capacity_bytes // 10
+
+
+def trace_memory(
+    placements: Sequence[Placement], *, checkpoint: Checkpoint, workload: Workload, degrees: Degrees, dtype: str,
+    device: str, ranks_on_node: int,
+) -> Moments:  # fmt: skip
+    """Traces memory through loading (in the order given), encoding, denoising and decoding.
+
+    Args:
+        placements: in load order.
+        ranks_on_node: ranks on the fullest node; it also holds the coordinator.
+    """
+    loads = [_load_moment(placements[: i + 1], degrees=degrees, dtype=dtype) for i in range(len(placements))]
+    stages = [(f"load {p.component.name}", gpu, host) for p, (gpu, host) in zip(placements, loads, strict=True)]
+    for stage in ("encode", "denoise", "decode"):
+        stages.append((stage, *_stage_moment(stage, placements, checkpoint, workload, degrees, dtype)))
+    moments = [_moment(stage, gpu, host, device=device, ranks_on_node=ranks_on_node) for stage, gpu, host in stages]
+    gpu_peak = tuple(max(m.gpu_bytes[rank] for m in moments) for rank in range(degrees.num_ranks))
+    return Moments(tuple(moments), gpu_peak, max(m.host_bytes for m in moments))
+
+
+def _moment(stage: str, device_bytes: list[int], host_bytes: list[int], *, device: str, ranks_on_node: int) -> MemoryMoment:
+    # Ranks are laid on nodes in order; rank 0 holds the most, so the first node is the fullest.
+    staging = STAGING_BYTES if stage.startswith("load") and device == "cuda" else 0
+    process = CPU_PROCESS_BYTES if device == "cpu" else CUDA_PROCESS_BYTES
+    host = COORDINATOR_BYTES + sum(host_bytes[:ranks_on_node]) + ranks_on_node * (process + staging)
+    if device == "cpu":
+        return MemoryMoment(stage=stage, gpu_bytes=(0,) * len(device_bytes), host_bytes=host + sum(device_bytes[:ranks_on_node]))
+    return MemoryMoment(stage=stage, gpu_bytes=tuple(device_bytes), host_bytes=host)
+
+
+def _load_moment(placements: Sequence[Placement], *, degrees: Degrees, dtype: str) -> tuple[list[int], list[int]]:
+    device, host = [0] * degrees.num_ranks, [0] * degrees.num_ranks
+    for placement in placements:
+        idle, pinned = idle_bytes(placement, dtype=dtype, fsdp=degrees.fsdp)
+        for rank in placement.ranks:
+            device[rank] += idle
+            host[rank] += pinned
+    return device, host
+
+
+def _stage_moment(
+    stage: str, placements: Sequence[Placement], checkpoint: Checkpoint, workload: Workload, degrees: Degrees, dtype: str
+) -> tuple[list[int], list[int]]:
+    device, host = _load_moment(placements, degrees=degrees, dtype=dtype)
+    # Components of one stage run one after the other: the largest of their extra bytes counts, on each rank.
+    extra = [0] * degrees.num_ranks
+    for placement in placements:
+        if stage_of(placement.component) != stage:
+            continue
+        needed = active_extra_bytes(placement, dtype=dtype, fsdp=degrees.fsdp)
+        needed += workspace_bytes(placement.component, checkpoint, workload, degrees=degrees, dtype=dtype)
+        for rank in placement.ranks:
+            extra[rank] = max(extra[rank], needed)
+    return [have + more for have, more in zip(device, extra, strict=True)], host
+
+
+def stage_of(component: Component) -> str:
+    """The stage in which a component works; `always` for those that feed every step (ControlNets, adapters)."""
+    if component.kind in {ComponentKind.TEXT_ENCODER, ComponentKind.IMAGE_ENCODER}:
+        return "encode"
+    if component.kind is ComponentKind.DENOISER:
+        return "denoise"
+    return "decode" if component.kind is ComponentKind.VAE else "always"
+
+
+def idle_bytes(placement: Placement, *, dtype: str, fsdp: int) -> tuple[int, int]:
+    """`(device, host)` bytes that a component takes on each of its ranks while it does nothing."""
+    component = placement.component
+    whole = component.tally.placed_bytes(dtype)
+    match placement.residency:
+        case Residency.RESIDENT:
+            return whole, 0
+        case Residency.SHARDED:
+            return -(-whole // fsdp), 0
+        case Residency.OFFLOAD:
+            return 0, whole
+        case Residency.LAYERWISE:
+            sizes = [block.tally.placed_bytes(dtype) for block in component.blocks]
+            kept = resident_block_bytes(sizes, placement.num_resident_blocks)
+            ring = min(placement.prefetch_depth + 1, max(0, len(sizes) - placement.num_resident_blocks)) * max(sizes)
+            return component.rest.placed_bytes(dtype) + kept + ring, sum(sizes) - kept
+
+
+def resident_block_bytes(sizes: Sequence[int], num_resident: int) -> int:
+    """Bytes of the resident blocks when they are spread evenly over the model."""
+    count = len(sizes)
+    k = min(num_resident, count)
+    return sum(sizes[(2 * i + 1) * count // (2 * k)] for i in range(k)) if k else 0
+
+
+def active_extra_bytes(placement: Placement, *, dtype: str, fsdp: int) -> int:
+    """Device bytes of weights that a component takes only while it works."""
+    component = placement.component
+    if placement.residency is Residency.OFFLOAD:
+        return component.tally.placed_bytes(dtype)
+    if placement.residency is Residency.SHARDED and fsdp > 1:
+        # One block computes while the next is gathered; the root's own parameters are gathered around them.
+        largest = max((block.tally.placed_bytes(dtype) for block in component.blocks), default=0)
+        return 2 * largest + component.rest.placed_bytes(dtype)
+    return 0
+
+
+def workspace_bytes(component: Component, checkpoint: Checkpoint, workload: Workload, *, degrees: Degrees, dtype: str) -> int:
+    """Device bytes besides weights that a component takes while it works, on each of its ranks."""
+    if component.kind is ComponentKind.DENOISER:
+        rows = workload.batch_size * -(-workload.num_branches // degrees.cfg)
+        return denoiser_activation_bytes(
+            component, checkpoint, workload, dtype=dtype, rows=rows, sequence_degree=degrees.sequence
+        )
+    if component.kind is ComponentKind.VAE:
+        return decode_workspace_bytes(component, workload, dtype=dtype)
+    if component.kind in {ComponentKind.TEXT_ENCODER, ComponentKind.IMAGE_ENCODER}:
+        return encode_workspace_bytes(component, dtype=dtype, batch_size=workload.batch_size)
+    return 0
