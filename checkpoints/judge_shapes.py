@@ -225,3 +225,162 @@ def _read_shape(cover: np.ndarray, centre: tuple[float, float]) -> str | None:
         overlaps.append(float((common / either).max()))
     best = int(np.argmax(overlaps))
     return SHAPES[best] if overlaps[best] >= MIN_OVERLAP else None
+
+
+# Where the pictures come from.
+
+Source = Callable[[list[Attributes], int], Iterator[Pixels]]
+"""Renders prompts with that many frames; yields (F, H, W, 3) in the order of the prompts."""
+
+
+def render_with_checkpoint(arguments: argparse.Namespace, settings: dict[str, Any]) -> Source:
+    """Loads the pipeline with diffusers and renders in batches."""
+    import torch
+    from diffusers import WanPipeline
+
+    pipeline = WanPipeline.from_pretrained(arguments.checkpoint, torch_dtype=getattr(torch, arguments.dtype))
+    pipeline.to(arguments.device)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def render(prompts: list[Attributes], num_frames: int) -> Iterator[Pixels]:
+        for first in range(0, len(prompts), arguments.batch):
+            batch = prompts[first : first + arguments.batch]
+            seeds = [arguments.seed + first + index for index in range(len(batch))]
+            frames = pipeline(
+                [prompt.prompt() for prompt in batch],
+                height=IMAGE_SIZE,
+                width=IMAGE_SIZE,
+                num_frames=num_frames,
+                num_inference_steps=settings["num_inference_steps"],
+                guidance_scale=settings["guidance_scale"],
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                output_type="np",
+            ).frames
+            yield from np.asarray(frames, dtype=np.float32)
+
+    return render
+
+
+def render_with_server(arguments: argparse.Namespace, settings: dict[str, Any]) -> Source:
+    """Posts one OpenAI-style request a picture; a server's pictures only, as that interface has no clips."""
+
+    def render(prompts: list[Attributes], num_frames: int) -> Iterator[Pixels]:
+        if num_frames != 1:
+            raise SystemExit("--url judges pictures only: add --pictures, or use --checkpoint for clips")
+        for index, prompt in enumerate(prompts):
+            body: dict[str, Any] = {
+                "prompt": prompt.prompt(),
+                "seed": arguments.seed + index,
+                "size": f"{IMAGE_SIZE}x{IMAGE_SIZE}",
+                "response_format": "b64_json",
+            }
+            body |= {name: settings[name] for name in settings["given"]}
+            yield _post(arguments, body)[None]
+
+    return render
+
+
+def _post(arguments: argparse.Namespace, body: dict[str, Any]) -> Pixels:
+    from PIL import Image
+
+    request = urllib.request.Request(
+        f"{arguments.url.rstrip('/')}/v1/images/generations",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    if arguments.api_key:
+        request.add_header("Authorization", f"Bearer {arguments.api_key}")
+    with urllib.request.urlopen(request, timeout=arguments.timeout_s) as response:
+        answer = json.load(response)
+    picture = Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"]))).convert("RGB")
+    return np.asarray(picture, dtype=np.float32) / 255.0
+
+
+# The command line.
+
+
+def score(prompts: list[Attributes], clips: Iterator[Pixels]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Share of prompts for which each attribute is right, and one record a prompt."""
+    records: list[dict[str, Any]] = []
+    for prompt, clip in zip(prompts, clips, strict=True):
+        verdict = judge_picture(clip[0], prompt) if len(clip) == 1 else judge_video(clip, prompt)
+        records.append({"prompt": prompt.prompt(), "accepted": verdict.accepted, **asdict(verdict)})
+    shares: dict[str, float] = {}
+    for name in ("background_right", "colour_right", "shape_right", "motion_right", "accepted"):
+        values = [bool(record[name]) for record in records if record[name] is not None]
+        if values:
+            shares[name.removesuffix("_right")] = sum(values) / len(values)
+    return shares, records
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Steps and guidance: the command line's, else the checkpoint's `heliograph.json`."""
+    defaults: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 4.0}
+    file = Path(arguments.checkpoint or ".") / "heliograph.json"
+    if arguments.checkpoint and file.exists():
+        defaults |= json.loads(file.read_text())["defaults"]
+    given = {"num_inference_steps": arguments.steps, "guidance_scale": arguments.guidance_scale}
+    given = {name: value for name, value in given.items() if value is not None}
+    return defaults | given | {"given": list(given)}
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Command line, with help that says what each number means."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", help="folder to load with diffusers' WanPipeline, without any server")
+    source.add_argument("--url", help="address of a server with /v1/images/generations, e.g. http://127.0.0.1:8000")
+    parser.add_argument("--api-key", help="sent as a bearer token with --url")
+    parser.add_argument("--timeout-s", type=float, default=120.0, help="longest wait for one answer with --url")
+    parser.add_argument(
+        "--num-prompts", type=int, default=50, help="prompts of each kind; 200 give about 2 %% of error"
+    )
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--pictures", action="store_true", help="judge pictures only")
+    only.add_argument("--videos", action="store_true", help="judge clips only, motion included")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: what the checkpoint recommends)")
+    parser.add_argument("--guidance-scale", type=float, help="1.0 turns guidance off, which should score clearly worse")
+    parser.add_argument("--seed", type=int, default=0, help="seed of prompt choice and of the first picture")
+    parser.add_argument("--batch", type=int, default=10, help="pictures a call with --checkpoint")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, with --checkpoint")
+    parser.add_argument("--json", action="store_true", help="print scores and every verdict as JSON")
+    arguments = parser.parse_args(argv)
+    if arguments.url and arguments.videos:
+        parser.error("--url judges pictures only; use --checkpoint for --videos")
+    return arguments
+
+
+def main() -> int:
+    """Prints a table of shares, or JSON."""
+    arguments = parse_arguments()
+    settings = settings_of(arguments)
+    render = (render_with_server if arguments.url else render_with_checkpoint)(arguments, settings)
+    kinds = {"pictures": 1, "videos": CLIP_FRAMES}
+    if arguments.pictures or arguments.url:
+        del kinds["videos"]
+    if arguments.videos:
+        del kinds["pictures"]
+    report: dict[str, Any] = {"settings": {name: settings[name] for name in ("num_inference_steps", "guidance_scale")}}
+    for kind, num_frames in kinds.items():
+        start = time.monotonic()
+        prompts = held_out_prompts(arguments.num_prompts, seed=arguments.seed, with_motion=kind == "videos")
+        shares, records = score(prompts, render(prompts, num_frames))
+        report[kind] = {
+            "num_prompts": len(prompts),
+            "scores": shares,
+            "seconds_each": (time.monotonic() - start) / len(prompts),
+            "verdicts": records,
+        }
+        if not arguments.json:
+            table = "  ".join(f"{name} {share:6.1%}" for name, share in shares.items())
+            print(f"{kind:9s} {len(prompts):4d}  {table}  ({report[kind]['seconds_each']:.2f} s each)", flush=True)
+    if arguments.json:
+        print(json.dumps(report, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

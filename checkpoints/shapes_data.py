@@ -95,15 +95,7 @@ _MOTION_PHRASES = {
 PREFIXES = ("a picture of", "a video of")
 _FILLERS = ("a", "an", "the", "on", "in", "at", "of", "background", "moving", "standing", "still")
 VOCABULARY: tuple[str, ...] = ("<pad>", "</s>", "<unk>") + tuple(
-    dict.fromkeys(
-        _FILLERS
-        + ("picture", "video")
-        + tuple(PALETTE)
-        + SHAPES
-        + MOTIONS
-        + SIZES
-        + POSITIONS
-    )
+    dict.fromkeys(_FILLERS + ("picture", "video") + tuple(PALETTE) + SHAPES + MOTIONS + SIZES + POSITIONS)
 )
 TOKEN_IDS: dict[str, int] = {word: index for index, word in enumerate(VOCABULARY)}
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
@@ -148,9 +140,7 @@ class Scenes:
     travel: Array
 
 
-def sample_scenes(
-    num_scenes: int, *, table: Array, uniform: Callable[[int], Array], xp: Any
-) -> Scenes:
+def sample_scenes(num_scenes: int, *, table: Array, uniform: Callable[[int], Array], xp: Any) -> Scenes:
     """Draws scenes whose shape stays inside the picture in every frame.
 
     Args:
@@ -159,9 +149,11 @@ def sample_scenes(
         uniform: Returns that many numbers in [0, 1), on the device of `table`.
         xp: `numpy` or `torch`.
     """
-    rows = table[xp.floor(uniform(num_scenes) * len(table)).astype(np.int64)] if xp is np else table[
-        xp.floor(uniform(num_scenes) * len(table)).long()
-    ]
+    rows = (
+        table[xp.floor(uniform(num_scenes) * len(table)).astype(np.int64)]
+        if xp is np
+        else table[xp.floor(uniform(num_scenes) * len(table)).long()]
+    )
     radius = _between(uniform(num_scenes), *RADIUS_RANGE)
     travel = _between(uniform(num_scenes), *TRAVEL_RANGE)
     motion = rows[:, 3]
@@ -213,9 +205,7 @@ def signed_distances(u: Array, v: Array, radius: Array, *, xp: Any) -> list[Arra
     length = math.hypot(edge_x, edge_y)
     star = ((along - tip * radius) * edge_y - aside * edge_x) / length
     arm, half_width = 1.08 * radius, 0.38 * radius
-    cross = xp.minimum(
-        xp.maximum(across - arm, down - half_width), xp.maximum(across - half_width, down - arm)
-    )
+    cross = xp.minimum(xp.maximum(across - arm, down - half_width), xp.maximum(across - half_width, down - arm))
     return [circle, square, triangle, star, cross]
 
 

@@ -502,9 +502,7 @@ def draw_samples(pipeline: Any, target: Path, *, columns: int = 6, rows: int = 3
         left, top = gap + (index % columns) * step, gap + (index // columns) * (side + caption + gap)
         sheet.paste(frames[0].resize((side, side), Image.Resampling.NEAREST), (left, top))
         _write(pen, prompt, left, top + side + 2, width=step - gap)
-    for row, (prompt, frames) in enumerate(
-        zip(videos, _render(pipeline, videos, num_frames=CLIP_FRAMES), strict=True)
-    ):
+    for row, (prompt, frames) in enumerate(zip(videos, _render(pipeline, videos, num_frames=CLIP_FRAMES), strict=True)):
         top = gap + (rows + row) * (side + caption + gap)
         for column, frame in enumerate(frames):
             left = gap + column * (side + gap)
@@ -579,9 +577,7 @@ def main() -> None:
         batch = max(2, int(AUTOENCODER_BATCH * arguments.scale))
         train_autoencoder(length, state_dir=arguments.out, device=device, resume=arguments.resume, batch=batch)
     elif arguments.stage == "denoiser":
-        train_denoiser(
-            length, state_dir=arguments.out, device=device, resume=arguments.resume, scale=arguments.scale
-        )
+        train_denoiser(length, state_dir=arguments.out, device=device, resume=arguments.resume, scale=arguments.scale)
     else:
         export(state_dir=arguments.out, checkpoint=arguments.checkpoint, device=device)
 
