@@ -1,0 +1,81 @@
+"""A private Ray on this machine: started for one command, gone with it."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deployments.errors import LocalServiceError
+from deployments.interrupts import hold_interrupts, raise_on_termination
+
+# Unix sockets below the folder may have 107 characters; Ray appends about 60.
+_MAX_FOLDER_CHARACTERS = 45
+_QUIET_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AUTH_MODE": "token",  # Ray's ports bind to all interfaces: the token is what guards them
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
+
+
+@contextmanager
+def local_ray(*, num_cpus: float, include_dashboard: bool = False) -> Iterator[Path]:
+    """Starts Ray with its own temporary folder and stops it again, also on an interrupt.
+
+    Args:
+        num_cpus: logical CPUs that Ray gives out; may exceed the machine's, they are only counted.
+        include_dashboard: needed for `serve deploy`.
+
+    Yields:
+        the folder with Ray's logs.
+
+    Raises:
+        LocalServiceError: Ray does not start.
+    """
+    os.environ.update({name: value for name, value in _QUIET_ENVIRONMENT.items() if name not in os.environ})
+    import ray
+
+    folder = Path(tempfile.mkdtemp(prefix="heliograph-", dir=_base_folder()))
+    try:
+        with hold_interrupts():
+            _start(folder, num_cpus, include_dashboard)
+        raise_on_termination()
+        yield folder / "session_latest" / "logs"
+    finally:
+        with hold_interrupts(drop=True):
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def tail_of_logs(logs: Path, *, num_lines: int = 30) -> str:
+    """The last lines of the newest logs of groups and ranks, for the message of a failed start."""
+    files = [*logs.glob("serve/replica_*.log"), *logs.glob("worker-*.err")]
+    files = [file for file in files if file.stat().st_size > 0]
+    lines: list[str] = []
+    for file in sorted(files, key=lambda file: file.stat().st_mtime)[-3:]:
+        lines += [f"--- {file.name}", *file.read_text(errors="replace").splitlines()[-num_lines:]]
+    return "\n".join(lines)
+
+
+def _start(folder: Path, num_cpus: float, include_dashboard: bool) -> None:
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(1, int(num_cpus)),
+            include_dashboard=include_dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(folder),
+        )
+    except Exception as error:  # Ray raises anything here; whatever it is, nothing of it may stay
+        raise LocalServiceError(f"Ray does not start on this machine: {error}") from error
+
+
+def _base_folder() -> str:
+    base = tempfile.gettempdir()
+    return base if len(base) <= _MAX_FOLDER_CHARACTERS else "/tmp"

@@ -1,0 +1,107 @@
+import asyncio
+
+import pytest
+
+from deployments.errors import BadRequestError, BusyError, GenerationError, RequestTimeoutError, UnavailableError
+from deployments.schemas import CompletedEvent, ImageRequest, VideoRequest
+from tests.unit.deployments.fakes import FakeGroups, make_service
+from workers.errors import CallError, DeadlineExceededError, GroupDiedError, InvalidCallError
+
+
+async def test_pictures_of_one_request_use_consecutive_seeds():
+    groups = FakeGroups()
+    answer = await make_service(groups).generate(ImageRequest(prompt="a", n=3, seed=7))
+    assert [item.seed for item in answer.data] == [7, 8, 9] == groups.seeds
+    assert answer.data[1].content == b"8"
+
+
+async def test_seed_is_drawn_and_returned_when_none_is_given():
+    groups = FakeGroups()
+    answer = await make_service(groups).generate(ImageRequest(prompt="a"))
+    assert answer.data[0].seed == groups.seeds[0]
+
+
+async def test_dead_group_is_retried_once_with_the_same_seed():
+    groups = FakeGroups(failures=[GroupDiedError("gone")])
+    answer = await make_service(groups).generate(ImageRequest(prompt="a"))
+    assert len(groups.seeds) == 2
+    assert groups.seeds[0] == groups.seeds[1] == answer.data[0].seed
+
+
+async def test_second_death_is_unavailable():
+    groups = FakeGroups(failures=[GroupDiedError("gone"), GroupDiedError("gone")])
+    with pytest.raises(UnavailableError, match="died"):
+        await make_service(groups).generate(ImageRequest(prompt="a"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (InvalidCallError("bad"), BadRequestError),
+        (CallError("oom"), GenerationError),
+        (DeadlineExceededError("late"), RequestTimeoutError),
+    ],
+)
+async def test_call_errors_become_request_errors_and_are_not_retried(raised, expected):
+    groups = FakeGroups(failures=[raised])
+    with pytest.raises(expected):
+        await make_service(groups).generate(ImageRequest(prompt="a"))
+    assert len(groups.seeds) == 1
+
+
+async def test_request_above_the_queue_is_told_when_to_come_back():
+    gate = asyncio.Event()
+    service = make_service(FakeGroups(gate=gate), max_queued_requests=1)
+    waiting = asyncio.create_task(service.generate(ImageRequest(prompt="a")))
+    await asyncio.sleep(0)
+    with pytest.raises(BusyError) as caught:
+        await service.generate(ImageRequest(prompt="b"))
+    assert caught.value.retry_after_s >= 1
+    gate.set()
+    await waiting
+    assert (await service.generate(ImageRequest(prompt="c"))).data
+
+
+async def test_deadline_ends_a_request_and_its_work():
+    groups = FakeGroups(gate=asyncio.Event())
+    with pytest.raises(RequestTimeoutError, match="request_timeout_s"):
+        await make_service(groups, request_timeout_s=0.05).generate(ImageRequest(prompt="a"))
+    assert groups.num_closed == 1
+
+
+async def test_closing_a_stream_closes_the_call_and_frees_its_place():
+    groups = FakeGroups(gate=asyncio.Event())
+    service = make_service(groups, max_queued_requests=1)
+    events = service.stream(ImageRequest(prompt="a"))
+    assert (await anext(events)).stage == "queued"
+    assert (await anext(events)).stage == "denoise"
+    await events.aclose()
+    assert groups.num_closed == 1
+    groups.gate.set()
+    assert (await service.generate(ImageRequest(prompt="a"))).data
+
+
+async def test_wrong_size_is_refused_before_a_group_is_asked_once_groups_are_known():
+    groups = FakeGroups()
+    service = make_service(groups)
+    await service.prepare()
+    with pytest.raises(BadRequestError, match="multiples of 16"):
+        await service.generate(ImageRequest(prompt="a", size="40x32"))
+    assert not groups.seeds
+
+
+async def test_video_events_carry_a_video():
+    events = [event async for event in make_service(FakeGroups()).stream(VideoRequest(prompt="a", seed=1))]
+    assert isinstance(events[-1], CompletedEvent)
+    assert events[-1].type == "video_generation.completed"
+    assert events[-1].output_format == "mp4"
+
+
+@pytest.mark.parametrize(
+    ("num_groups", "probe", "status"),
+    [(1, "ok", "ok"), (1, "unreached", "busy"), (1, "dead", "unavailable"), (0, "ok", "unavailable")],
+)
+async def test_health_says_whether_a_request_would_be_answered(num_groups, probe, status):
+    groups = FakeGroups()
+    groups.num_groups, groups.probe_answer = num_groups, probe
+    assert (await make_service(groups).health()).status == status
