@@ -164,6 +164,7 @@ class Leader:
             self._control.check()
 
     def _on_step(self, scheduler: Any) -> None:
+        self.seam.end_step()
         if self._control is not None:
             self._control.on_step(num_scheduler_steps(scheduler))
 

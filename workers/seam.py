@@ -2,10 +2,12 @@
 
 A call whose result's structure is known (it ran once before with the same signature) returns deferred tensors and
 waits in the queue. When there is a call for each lane, or when somebody needs a value, the queue runs, one call a lane.
+A pipeline that makes one call a step, with all branches in its batch, has that call cut along the batch instead.
 """
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import Any
 
 import torch
 
+from workers.batch_split import is_close, join_results, split_call
 from workers.component_call import CacheContext, ComponentCall
 from workers.deferred import DeferredScope, DeferredTensor, has_pending, wait_all
 from workers.encoding import Tree, UnencodableError, decode_tree, encode_tree
@@ -38,10 +41,12 @@ class SeamCounts:
     Attributes:
         learnt_signatures: calls that ran serially because their signature was new.
         local_calls: calls that could not leave the leader (unencodable or stateful arguments).
+        uncut_signatures: batched calls that run whole, because cutting them did not give the same result.
     """
 
     learnt_signatures: int = 0
     local_calls: int = 0
+    uncut_signatures: int = 0
 
 
 class Seam:
@@ -55,6 +60,9 @@ class Seam:
         self._specs: dict[str, OutputSpec | None] = {}
         self._contexts: dict[str, CacheContext] = {}
         self._is_running = False
+        self._calls_this_step: Counter[str] = Counter()
+        self._calls_a_step: dict[str, int] = {}
+        self._can_cut: dict[str, bool] = {}
         self.counts = SeamCounts()
 
     def attach(self, name: str, module: torch.nn.Module) -> None:
@@ -71,10 +79,16 @@ class Seam:
         """Drops what a finished or failed request left in the queue."""
         self._queue.clear()
         self._contexts.clear()
+        self._calls_this_step.clear()
         if self._scope is not None:
             self._scope.is_done = True
             self._scope.stop_guarding()
             self._scope = None
+
+    def end_step(self) -> None:
+        """Called after each scheduler step: how many calls a step a component gets decides how they are divided."""
+        self._calls_a_step.update(self._calls_this_step)
+        self._calls_this_step.clear()
 
     def run_pending(self) -> None:
         """Runs the queued calls, one a lane, and fills their results in."""
@@ -110,6 +124,7 @@ class Seam:
             call.encode()
         except UnencodableError as error:
             return self._run_on_leader(call, error)
+        self._calls_this_step[component] += 1
         signature = call.signature()
         if signature not in self._specs:
             return self._learn(call, signature)
@@ -117,7 +132,31 @@ class Seam:
         if spec is None or self._lanes.num_lanes == 1:
             self.run_pending()
             return self._run([call])[0]
+        if call.num_rows > 1 and self._calls_a_step.get(component, 1) == 1:
+            return self._run_cut(call, signature)
         return self._defer(call, spec)
+
+    def _run_cut(self, call: ComponentCall, signature: str) -> Any:
+        """Runs a batched call in parts on all lanes; the first time also whole, to see that the result is the same."""
+        self.run_pending()
+        if self._can_cut.get(signature) is False:
+            return self._run([call])[0]
+        parts = split_call(call, self._lanes.num_lanes)
+        if signature in self._can_cut:
+            return join_results(self._run(parts))
+        whole = self._run([call])[0]
+        self._can_cut[signature] = self._cuts_right(parts, whole)
+        if not self._can_cut[signature]:
+            self.counts.uncut_signatures += 1
+            logger.warning("%s: its batched calls run whole, on one lane: cut, the result differs", call.component)
+        return whole
+
+    def _cuts_right(self, parts: list[ComponentCall], whole: Any) -> bool:
+        try:
+            return is_close(join_results(self._run(parts)), whole)
+        except (CallError, RuntimeError, ValueError, TypeError, IndexError) as error:
+            logger.info("%s cannot be cut along its batch: %s", parts[0].component, error)
+            return False
 
     def _defer(self, call: ComponentCall, spec: OutputSpec) -> Any:
         if self._scope is None:
