@@ -55,7 +55,7 @@ def load_component(
     variant: str | None = None,
     mesh: DeviceMesh | None = None,
     compile_blocks: Callable[[nn.Module], None] | None = None,
-    allocate: Allocator | None = None,
+    place: Callable[[nn.Module], Allocator] | None = None,
     num_readers: int = NUM_READERS,
     on_bytes: Callable[[int], None] | None = None,
 ) -> LoadedComponent:
@@ -72,7 +72,8 @@ def load_component(
         variant: read this variant of the weights if the component has it.
         mesh: shard over it.
         compile_blocks: called on the empty model before it is sharded (FSDP renames classes, compile before).
-        allocate: memory for a parameter or buffer, by `(name, shape, dtype)`; `torch.empty` on the device if None.
+        place: given the empty model, says where the memory of a parameter or buffer comes from, by
+            `(name, shape, dtype)`; `torch.empty` on the device if None. For streaming: `streaming_place`.
         on_bytes: told of each finished piece, from reader threads.
 
     Raises:
@@ -92,7 +93,7 @@ def load_component(
     if compile_blocks is not None:
         compile_blocks(model)
     sharding = apply_sharding(model, mesh=mesh) if mesh is not None else None
-    fill = _Filler(model, device, allocate)
+    fill = _Filler(model, device, place(model) if place is not None else None)
     jobs = [job for name, key in keys.items() for job in fill.jobs(name, stored[key])]
     bytes_read = run_jobs(jobs, num_readers=num_readers, on_bytes=on_bytes)
     fill.finish()

@@ -12,11 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from workers.errors import LoadError
+
+cuda: Any = torch.cuda  # its classes are untyped in some releases of torch
 
 NUM_READERS = 8
 CHUNK_BYTES = 16 * 2**20
@@ -153,10 +156,10 @@ class _StagingLane:
         ]
         self._turn = 0
         if self._cuda:
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._stream = cuda.Stream(device)
             # The destinations may reuse memory that earlier work on the default stream still reads.
-            self._stream.wait_stream(torch.cuda.default_stream(device))
-            self._events = [torch.cuda.Event() for _ in self._buffers]  # type: ignore[no-untyped-call]
+            self._stream.wait_stream(cuda.default_stream(device))
+            self._events = [cuda.Event() for _ in self._buffers]
 
     def acquire(self, num_bytes: int) -> Tensor:
         """The next buffer's first bytes, once its last copy has ended."""
@@ -169,7 +172,7 @@ class _StagingLane:
         if not self._cuda:
             destination.copy_(values)
             return
-        with torch.cuda.stream(self._stream):
+        with cuda.stream(self._stream):
             if values.dtype is not destination.dtype:
                 # copy_ would convert on the host, into pageable memory.
                 values = values.to(destination.device, non_blocking=True)

@@ -270,7 +270,7 @@ def test_memory_can_be_given(transformer: Path) -> None:
         given[name] = torch.empty(shape, dtype=dtype)
         return given[name]
 
-    module = load_transformer(transformer, allocate=allocate).module
+    module = load_transformer(transformer, place=lambda _model: allocate).module
     assert {name: tensor.data_ptr() for name, tensor in given.items()} == {
         name: tensor.data_ptr() for name, tensor in module.state_dict().items()
     }

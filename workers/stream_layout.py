@@ -1,0 +1,136 @@
+"""How a block's tensors lie in one flat buffer, so that one copy moves the whole block.
+
+A layout is made once a block, from its parameters and buffers; host buffer and device buffers share it. Offsets are
+aligned for vectorised kernels. Tensors that other parts of the model use as well are left out: they stay on the device.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from workers.errors import WorkerError
+
+ALIGNMENT_BYTES = 256
+
+
+class StreamingRefusedError(WorkerError):
+    """This module cannot be streamed or offloaded; the message says what to choose instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlatEntry:
+    """One tensor's place in the flat buffer, in bytes; the strides are kept (they are dense)."""
+
+    tensor: Tensor
+    offset: int
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return self.shape.numel() * self.dtype.itemsize
+
+    def view(self, flat: Tensor) -> Tensor:
+        """The tensor in `flat`: (bytes,) uint8, any device; no copy."""
+        part = flat[self.offset : self.offset + self.num_bytes].view(self.dtype)
+        return part.as_strided(self.shape, self.stride)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLayout:
+    """All streamed tensors of one block.
+
+    Attributes:
+        name: the block's qualified name.
+        num_bytes: length of the flat buffer.
+    """
+
+    name: str
+    entries: tuple[FlatEntry, ...]
+    num_bytes: int
+
+    def fill(self, flat: Tensor) -> None:
+        """Copies the tensors' values into `flat`, except what lies there already."""
+        for entry in self.entries:
+            target = entry.view(flat)
+            if target.data_ptr() != entry.tensor.data_ptr():
+                target.copy_(entry.tensor)
+
+    def views(self, flat: Tensor) -> tuple[Tensor, ...]:
+        return tuple(entry.view(flat) for entry in self.entries)
+
+    def point_at(self, views: Sequence[Tensor]) -> None:
+        """Lets the tensors show the given views; the tensor objects stay, so that ties and compiled code hold."""
+        for entry, view in zip(self.entries, views, strict=True):
+            entry.tensor.data = view
+
+
+def plan_layouts(model: nn.Module, block_names: Iterable[str]) -> tuple[BlockLayout, ...]:
+    """Plans the flat layout of each block. Tensors may be on meta; no memory is taken.
+
+    Raises:
+        StreamingRefusedError: a tensor is a quantized or otherwise special kind.
+    """
+    shared = _shared_tensors(model, tuple(block_names))
+    return tuple(_plan_block(name, model.get_submodule(name), shared) for name in block_names)
+
+
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All parameters and buffers, each object once."""
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _plan_block(name: str, block: nn.Module, shared: frozenset[int]) -> BlockLayout:
+    entries: list[FlatEntry] = []
+    offset = 0
+    for tensor_name, tensor in named_tensors(block):
+        refuse_special(f"{name}.{tensor_name}", tensor)
+        if id(tensor) in shared or tensor.numel() == 0:
+            continue
+        entry = FlatEntry(tensor, offset, tensor.shape, _dense_stride(tensor), tensor.dtype)
+        entries.append(entry)
+        offset += -(-entry.num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+    return BlockLayout(name, tuple(entries), offset)
+
+
+def refuse_special(name: str, tensor: Tensor) -> None:
+    """Raises StreamingRefusedError for tensor subclasses: their values are more than one flat range of bytes."""
+    if type(tensor) not in (Tensor, nn.Parameter) or type(tensor.data) is not Tensor or tensor.is_quantized:
+        raise StreamingRefusedError(
+            f"{name} is a {type(tensor.data).__name__} ({type(tensor).__name__}), which cannot be copied as flat "
+            f"bytes: quantized and sharded weights cannot be streamed; choose resident or sharded for this component"
+        )
+
+
+def _shared_tensors(model: nn.Module, block_names: tuple[str, ...]) -> frozenset[int]:
+    """Ids of tensors that are used in more than one block, or in a block and outside."""
+    users: Counter[int] = Counter()
+    inside: set[str] = set()
+    for name in block_names:
+        block = model.get_submodule(name)
+        users.update({id(tensor) for _, tensor in named_tensors(block)})
+        inside.update(f"{name}.{part}" if part else name for part, _ in block.named_modules(remove_duplicate=False))
+    outside = {
+        id(tensor)
+        for name, module in model.named_modules(remove_duplicate=False)
+        if name not in inside
+        for tensor in [*module._parameters.values(), *module._buffers.values()]
+        if tensor is not None
+    }
+    return frozenset(key for key, count in users.items() if count > 1 or key in outside)
+
+
+def _dense_stride(tensor: Tensor) -> tuple[int, ...]:
+    """The tensor's strides if they fill its range without gaps (contiguous, transposed, channels last), else plain."""
+    expected = 1
+    for size, stride in sorted(zip(tensor.shape, tensor.stride(), strict=True), key=lambda pair: (pair[1], pair[0])):
+        if size != 1:
+            if stride != expected:
+                return tuple(torch.empty(tensor.shape, device="meta").stride())
+            expected *= size
+    return tensor.stride()
