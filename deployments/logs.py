@@ -6,9 +6,9 @@ _OWN_PACKAGES = ("deployments", "workers", "planner")
 
 
 def configure_logging() -> None:
-    """Sends our packages' lines to standard error, once a process. Prompts are never logged by them."""
+    """Sends our packages' lines to standard error, once a process. Serve adds the time. Prompts are never logged."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     for name in _OWN_PACKAGES:
         logger = logging.getLogger(name)
         if not logger.handlers:

@@ -1,0 +1,104 @@
+"""The app in the foreground: reads a Serve config, starts, says where it listens, waits, stops."""
+
+import math
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from deployments.commands.progress import ProgressDisplay
+from deployments.errors import LocalServiceError, SettingsError
+from deployments.local_ray import local_ray, tail_of_logs
+from deployments.local_serve import APP_NAME, find_port, run_app
+from deployments.settings import AppSettings, explain_validation
+
+_IMPORT_PATH = "deployments.app:build_app"
+_SPARE_CPUS = 2  # for coordinators, ingress replicas and the planner; they are counted, not reserved
+_WATCH_PERIOD_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """What is served, and where."""
+
+    settings: AppSettings
+    host: str
+    port: int
+
+    @classmethod
+    def read(cls, path: Path, *, host: str | None, port: int | None) -> "ServeConfig":
+        """Reads a Serve config, or takes a checkpoint's folder with default settings.
+
+        Raises:
+            SettingsError: it cannot be used; names the key.
+        """
+        arguments, http = ({"checkpoint": str(path)}, {}) if path.is_dir() else _read_serve_config(path)
+        try:
+            settings = AppSettings.model_validate(arguments)
+        except ValidationError as error:
+            raise SettingsError(f"{path}: {explain_validation(error)}") from error
+        chosen_port = port if port is not None else int(http.get("port", 8000))
+        return cls(settings, host or str(http.get("host", "127.0.0.1")), chosen_port)
+
+
+def serve_in_foreground(config: ServeConfig) -> None:
+    """Runs until interrupted.
+
+    Raises:
+        KeyboardInterrupt: as it came; everything is stopped by then.
+        LocalServiceError: the app did not start, or died.
+    """
+    port = find_port(config.host, config.port)
+    console = Console(stderr=True)
+    with local_ray(num_cpus=_num_cpus(config.settings)) as logs:
+        with ProgressDisplay() as display:
+            run_app(config.settings, host=config.host, port=port, logs=logs, report=display.say)
+        if config.host not in ("127.0.0.1", "localhost", "::1"):
+            console.print(f"[yellow]listening on {config.host}: whoever reaches this port can use it[/]")
+        console.print(
+            f"{config.settings.served_name} on http://{config.host}:{port} (Ctrl-C stops it)", highlight=False
+        )
+        _watch(logs)
+
+
+def _watch(logs: Path) -> None:
+    """Returns never; raises when the app is beyond help."""
+    from ray import serve
+
+    pause = threading.Event()
+    while not pause.wait(_WATCH_PERIOD_S):
+        app = serve.status().applications.get(APP_NAME)
+        if app is None or app.status in ("DEPLOY_FAILED", "NOT_STARTED"):
+            raise LocalServiceError(f"the app is gone\n{tail_of_logs(logs)}")
+
+
+def _num_cpus(settings: AppSettings) -> int:
+    """Enough logical CPUs for what is asked for, and at least this machine's."""
+    from planner.cluster import cluster_of_this_machine
+
+    usable = cluster_of_this_machine().node_types[0].num_cpus
+    asked = settings.num_replicas * (settings.plan.num_ranks or settings.plan.cfg_degree or 1)
+    return math.ceil(max(usable, asked * (settings.plan.cpus_per_rank or 1.0))) + _SPARE_CPUS
+
+
+def _read_serve_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of the one application that is ours, and the HTTP options."""
+    import yaml
+
+    try:
+        document = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such file; give a Serve config or a checkpoint's folder") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path} is not readable YAML: {error}") from error
+    apps = document.get("applications") if isinstance(document, dict) else None
+    ours = [app for app in apps or [] if isinstance(app, dict) and app.get("import_path") == _IMPORT_PATH]
+    if len(ours) != 1:
+        raise SettingsError(f"{path}: exactly one application must have `import_path: {_IMPORT_PATH}`")
+    arguments, http = ours[0].get("args") or {}, document.get("http_options") or {}
+    if not isinstance(arguments, dict) or not isinstance(http, dict):
+        raise SettingsError(f"{path}: args and http_options must be mappings")
+    return arguments, http
