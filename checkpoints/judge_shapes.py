@@ -32,7 +32,7 @@ from shapes_data import (
     SHAPES,
     Attributes,
     held_out_prompts,
-    signed_distances,
+    signed_distance,
 )
 
 Pixels = np.ndarray
@@ -150,10 +150,8 @@ def read_motion(pixels: Pixels) -> str | None:
 
 
 def _border_colour(pixels: Pixels) -> np.ndarray:
-    border = np.concatenate(
-        [pixels[:3].reshape(-1, 3), pixels[-3:].reshape(-1, 3), pixels[:, :3].reshape(-1, 3)]
-        + [pixels[:, -3:].reshape(-1, 3)]
-    )
+    edges = (pixels[:3], pixels[-3:], pixels[:, :3], pixels[:, -3:])
+    border = np.concatenate([edge.reshape(-1, 3) for edge in edges])
     return np.asarray(np.median(border, axis=0))
 
 
@@ -195,7 +193,9 @@ def _template_areas() -> list[float]:
     """Area of each shape in squared radii, measured on a large drawing."""
     grid = (np.arange(400) + 0.5) / 100.0 - 2.0
     v, u = np.meshgrid(grid, grid, indexing="ij")
-    return [float((d < 0).mean() * 16.0) for d in signed_distances(u, v, np.asarray(1.0), xp=np)]
+    return [
+        float((signed_distance(shape, u, v, np.asarray(1.0), xp=np) < 0).mean() * 16.0) for shape in range(len(SHAPES))
+    ]
 
 
 TEMPLATE_AREAS = _template_areas()
@@ -219,7 +219,7 @@ def _read_shape(cover: np.ndarray, centre: tuple[float, float]) -> str | None:
     overlaps = []
     for index, template_area in enumerate(TEMPLATE_AREAS):
         radius = np.sqrt(area / template_area) * offsets[:, 2]
-        drawn = np.clip(0.5 - signed_distances(u, v, radius, xp=np)[index], 0.0, 1.0)
+        drawn = np.clip(0.5 - signed_distance(index, u, v, radius, xp=np), 0.0, 1.0)
         common = np.minimum(drawn, seen).sum(axis=(1, 2))
         either = np.maximum(drawn, seen).sum(axis=(1, 2)) + outside
         overlaps.append(float((common / either).max()))

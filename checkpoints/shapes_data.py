@@ -92,11 +92,9 @@ _MOTION_PHRASES = {
     "still": "standing still",
 }
 
-PREFIXES = ("a picture of", "a video of")
 _FILLERS = ("a", "an", "the", "on", "in", "at", "of", "background", "moving", "standing", "still")
-VOCABULARY: tuple[str, ...] = ("<pad>", "</s>", "<unk>") + tuple(
-    dict.fromkeys(_FILLERS + ("picture", "video") + tuple(PALETTE) + SHAPES + MOTIONS + SIZES + POSITIONS)
-)
+_WORDS = (*_FILLERS, "picture", "video", *PALETTE, *SHAPES, *MOTIONS, *SIZES, *POSITIONS)
+VOCABULARY: tuple[str, ...] = ("<pad>", "</s>", "<unk>", *dict.fromkeys(_WORDS))
 TOKEN_IDS: dict[str, int] = {word: index for index, word in enumerate(VOCABULARY)}
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 PROMPT_TOKENS = 23
@@ -149,11 +147,8 @@ def sample_scenes(num_scenes: int, *, table: Array, uniform: Callable[[int], Arr
         uniform: Returns that many numbers in [0, 1), on the device of `table`.
         xp: `numpy` or `torch`.
     """
-    rows = (
-        table[xp.floor(uniform(num_scenes) * len(table)).astype(np.int64)]
-        if xp is np
-        else table[xp.floor(uniform(num_scenes) * len(table)).long()]
-    )
+    picked = xp.floor(uniform(num_scenes) * len(table))
+    rows = table[picked.astype(np.int64) if xp is np else picked.long()]
     radius = _between(uniform(num_scenes), *RADIUS_RANGE)
     travel = _between(uniform(num_scenes), *TRAVEL_RANGE)
     motion = rows[:, 3]
@@ -184,29 +179,45 @@ def _directions(motion: Array, *, xp: Any) -> tuple[Array, Array]:
     return step_x, step_y
 
 
-def signed_distances(u: Array, v: Array, radius: Array, *, xp: Any) -> list[Array]:
-    """Distance to the outline of each of `SHAPES` (negative inside), in pixels.
+def _circle(u: Array, v: Array, radius: Array, xp: Any) -> Array:
+    return xp.sqrt(u * u + v * v) - 0.9 * radius
 
-    `u` and `v` are offsets from the centre (v grows downwards). Areas are alike (1.9 to 2.7
-    squared radii), so that size does not give the shape away.
-    """
-    across, down = xp.abs(u), xp.abs(v)
-    circle = xp.sqrt(u * u + v * v) - 0.9 * radius
-    square = xp.maximum(across, down) - 0.82 * radius
-    triangle = xp.maximum(v, 0.8660254 * across - 0.5 * v) - 0.6 * radius
-    # A five-pointed star: fold the angle into one half point, then measure to that edge.
-    tip, notch = 1.25, 0.58
-    wedge = 2 * math.pi / 5
+
+def _square(u: Array, v: Array, radius: Array, xp: Any) -> Array:
+    return xp.maximum(xp.abs(u), xp.abs(v)) - 0.82 * radius
+
+
+def _triangle(u: Array, v: Array, radius: Array, xp: Any) -> Array:
+    return xp.maximum(v, 0.8660254 * xp.abs(u) - 0.5 * v) - 0.6 * radius
+
+
+def _star(u: Array, v: Array, radius: Array, xp: Any) -> Array:
+    """Five points: fold the angle into one half point, then measure to that edge."""
+    tip, notch, wedge = 1.25, 0.58, 2 * math.pi / 5
     angle = xp.arctan2(u, -v)
     folded = xp.abs(angle - wedge * xp.round(angle / wedge))
     distance = xp.sqrt(u * u + v * v)
     along, aside = distance * xp.cos(folded), distance * xp.sin(folded)
     edge_x, edge_y = notch * math.cos(wedge / 2) - tip, notch * math.sin(wedge / 2)
-    length = math.hypot(edge_x, edge_y)
-    star = ((along - tip * radius) * edge_y - aside * edge_x) / length
+    return ((along - tip * radius) * edge_y - aside * edge_x) / math.hypot(edge_x, edge_y)
+
+
+def _cross(u: Array, v: Array, radius: Array, xp: Any) -> Array:
+    across, down = xp.abs(u), xp.abs(v)
     arm, half_width = 1.08 * radius, 0.38 * radius
-    cross = xp.minimum(xp.maximum(across - arm, down - half_width), xp.maximum(across - half_width, down - arm))
-    return [circle, square, triangle, star, cross]
+    return xp.minimum(xp.maximum(across - arm, down - half_width), xp.maximum(across - half_width, down - arm))
+
+
+_DISTANCES = (_circle, _square, _triangle, _star, _cross)
+
+
+def signed_distance(shape: int, u: Array, v: Array, radius: Array, *, xp: Any) -> Array:
+    """Distance to the outline of `SHAPES[shape]` (negative inside), in pixels.
+
+    `u` and `v` are offsets from the centre (v grows downwards). Areas are alike (1.9 to 2.7 squared radii), so that
+    size does not give the shape away.
+    """
+    return _DISTANCES[shape](u, v, radius, xp)
 
 
 def coverage(scenes: Scenes, *, num_frames: int, xp: Any) -> Array:
@@ -223,8 +234,8 @@ def coverage(scenes: Scenes, *, num_frames: int, xp: Any) -> Array:
     radius = scenes.radius[:, None, None, None]
     shape = scenes.shape[:, None, None, None]
     chosen = u * 0.0
-    for index, distance in enumerate(signed_distances(u, v, radius, xp=xp)):
-        chosen = xp.where(shape == index, distance, chosen)
+    for index in range(len(SHAPES)):
+        chosen = xp.where(shape == index, signed_distance(index, u, v, radius, xp=xp), chosen)
     return xp.clip(0.5 - chosen, 0.0, 1.0)
 
 

@@ -155,7 +155,8 @@ def encode_clip(autoencoder: AutoencoderKLWan, pixels: Tensor) -> Tensor:
         hidden = hidden + shortcut
     hidden = encoder.mid_block(hidden)
     hidden = encoder.conv_out(encoder.nonlinearity(encoder.norm_out(hidden)))
-    return autoencoder.quant_conv(hidden)
+    moments: Tensor = autoencoder.quant_conv(hidden)
+    return moments
 
 
 def decode_clip(autoencoder: AutoencoderKLWan, latents: Tensor) -> Tensor:
@@ -188,8 +189,9 @@ def _unfold(cells: Tensor, patch: int) -> Tensor:
 
 def _each_frame(module: nn.Module, hidden: Tensor) -> Tensor:
     batch, _, frames = hidden.shape[:3]
-    flat = module(hidden.transpose(1, 2).flatten(0, 1))
-    return flat.unflatten(0, (batch, frames)).transpose(1, 2)
+    flat: Tensor = module(hidden.transpose(1, 2).flatten(0, 1))
+    apart: Tensor = flat.unflatten(0, (batch, frames))
+    return apart.transpose(1, 2)
 
 
 def _down(layer: Any, hidden: Tensor) -> Tensor:

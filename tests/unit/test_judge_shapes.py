@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "checkpoints"))
 import judge_shapes
 import shapes_data
 
-NUM_SCENES = 200
+NUM_SCENES = 120
 
 
 @pytest.fixture(scope="module")
