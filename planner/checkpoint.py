@@ -117,7 +117,9 @@ def read_checkpoint(path: str, *, variant: str | None = None) -> Checkpoint:
     """
     path = str(path)
     if "://" not in path and path.endswith(SINGLE_FILE_SUFFIXES):
-        raise CheckpointNotFoundError(f"{path} is a single file, not a folder in diffusers layout; {SINGLE_FILE_ADVICE}")
+        raise CheckpointNotFoundError(
+            f"{path} is a single file, not a folder in diffusers layout; {SINGLE_FILE_ADVICE}"
+        )
     if variant is not None:
         check_name(variant, where="the variant")
     return _Reader(open_files(path), variant).read(path)
@@ -181,7 +183,9 @@ class _Reader:
         where = f"{self._files.location}/{INDEX_FILE}"
         check_name(name, where=where)
         if not isinstance(module, str) or not isinstance(class_name, str):
-            raise CheckpointFormatError(f"{where}: {name} must name a library and a class, not {[module, class_name]!r:.200}")
+            raise CheckpointFormatError(
+                f"{where}: {name} must name a library and a class, not {[module, class_name]!r:.200}"
+            )
         if not tables.is_known(module, class_name):
             raise UnknownComponentError(
                 f"{where}: {name} is {class_name!r:.200} of {module!r:.200}, which neither diffusers "
@@ -193,8 +197,12 @@ class _Reader:
         declaration = tables.find_model(module, class_name)
         assert declaration is not None
         library: Literal["diffusers", "transformers"] = "transformers" if declaration.uses_transformers else "diffusers"
-        config = self._read_json(f"{name}/config.json", missing=CheckpointFormatError, advice="the component is incomplete")
-        found = find_weight_files(self._files, name, library=library, variant=self._variant, read_json=self._read_weight_index)
+        config = self._read_json(
+            f"{name}/config.json", missing=CheckpointFormatError, advice="the component is incomplete"
+        )
+        found = find_weight_files(
+            self._files, name, library=library, variant=self._variant, read_json=self._read_weight_index
+        )
         tensors = read_tensors(self._files, found) if found.weight_format == "safetensors" else ()
         self._digest_weights(found, tensors)
         keep = declaration.keep_in_fp32
@@ -240,10 +248,10 @@ class _Reader:
             return ServingDefaults()
         document = self._read_json(DEFAULTS_FILE, missing=CheckpointFormatError, advice="")
         try:
-            return ServingDefaults.model_validate(document)
+            return ServingDefaults.model_validate(document.get("defaults", {}))
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
+            where = ".".join(["defaults", *(str(part) for part in first["loc"])])
             raise CheckpointFormatError(f"{self._files.location}/{DEFAULTS_FILE}: {where}: {first['msg']}") from error
 
     def _read_weight_index(self, name: str) -> dict[str, Any]:

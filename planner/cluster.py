@@ -66,7 +66,9 @@ def cluster_from_flags(
         ClusterError: a GPU whose memory is neither stated nor known.
     """
     if gpus_per_node < 0 or num_nodes < 1:
-        raise ClusterError(f"{num_nodes} nodes of {gpus_per_node} GPUs is no cluster: at least 1 node, and no fewer than 0 GPUs")
+        raise ClusterError(
+            f"{num_nodes} nodes of {gpus_per_node} GPUs is no cluster: at least 1 node, and no fewer than 0 GPUs"
+        )
     if (gpu_memory_gib is not None and gpu_memory_gib <= 0) or (host_memory_gib is not None and host_memory_gib <= 0):
         raise ClusterError("memory must be more than 0 GiB")
     gpu_bytes = 0
@@ -81,7 +83,9 @@ def cluster_from_flags(
         else:
             raise ClusterError(f"the memory of a GPU of type {gpu_type!r} is not known: give --gpu-memory-gib")
     # Without a figure: two bytes of host memory a byte of GPU memory, as cloud GPU nodes have at least.
-    host_bytes = int(host_memory_gib * GIB) if host_memory_gib is not None else max(64 * GIB, 2 * gpus_per_node * gpu_bytes)
+    host_bytes = (
+        int(host_memory_gib * GIB) if host_memory_gib is not None else max(64 * GIB, 2 * gpus_per_node * gpu_bytes)
+    )
     cpus = cpus_per_node if cpus_per_node is not None else max(8.0, 8.0 * gpus_per_node)
     return Cluster((NodeType("flags", num_nodes, cpus, gpus_per_node, gpu_type, gpu_bytes, host_bytes),), "flags")
 
@@ -138,7 +142,10 @@ def cluster_from_ray_nodes(nodes: Iterable[Mapping[str, Any]]) -> Cluster:
         counts[shape] = counts.get(shape, 0) + 1
     if not counts:
         raise ClusterError("no node of the Ray cluster is alive")
-    types = tuple(NodeType(f"live node type {i}", count, *shape) for i, (shape, count) in enumerate(sorted(counts.items(), key=str)))
+    types = tuple(
+        NodeType(f"live node type {i}", count, *shape)
+        for i, (shape, count) in enumerate(sorted(counts.items(), key=str))
+    )
     return Cluster(types, "live Ray nodes")
 
 
@@ -194,7 +201,9 @@ def _node_of_yaml(name: str, entry: Any, *, is_head: bool, file: Path) -> NodeTy
     labels = entry.get("labels") or {}
     workers = entry.get("max_workers", 0 if is_head else 1)
     if not isinstance(workers, int) or not isinstance(resources, dict) or not isinstance(labels, dict):
-        raise ClusterError(f"{file}: node type {name} needs a number as max_workers and objects as resources and labels")
+        raise ClusterError(
+            f"{file}: node type {name} needs a number as max_workers and objects as resources and labels"
+        )
     count = workers + (1 if is_head else 0)
     return NodeType(name, count, *_shape_of_resources(resources, labels, where=f"{file}: node type {name}"))
 
@@ -218,7 +227,9 @@ def _shape_of_resources(
         elif known is not None:
             gpu_bytes = known.memory_bytes
         else:
-            raise ClusterError(f"{where}: the memory of GPU type {gpu_type!r} is not known; add the label heliograph.io/gpu-memory-gib")
+            raise ClusterError(
+                f"{where}: the memory of GPU type {gpu_type!r} is not known; add the label heliograph.io/gpu-memory-gib"
+            )
     if not memory:
         raise ClusterError(f"{where} states no memory: add `memory: BYTES` to its resources")
     return _number(resources.get("CPU", 0), where=where), num_gpus, gpu_type if num_gpus else None, gpu_bytes, memory
@@ -250,7 +261,11 @@ def _ask_nvidia_smi() -> list[tuple[str, int]]:
         if mebibytes.strip().isdigit():
             gpus.append((known.name if known else name.strip(), int(mebibytes) * 2**20))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return gpus if visible is None else gpus[: len([part for part in visible.split(",") if part.strip() not in {"", "-1"}])]
+    return (
+        gpus
+        if visible is None
+        else gpus[: len([part for part in visible.split(",") if part.strip() not in {"", "-1"}])]
+    )
 
 
 def _usable_cpus() -> float:
@@ -258,7 +273,10 @@ def _usable_cpus() -> float:
     quota = _read_text("/sys/fs/cgroup/cpu.max")
     if quota is not None and (parts := quota.split())[0] != "max":
         return max(1.0, min(count, float(int(parts[0]) // int(parts[1]))))
-    v1_quota, v1_period = _read_text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), _read_text("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+    v1_quota, v1_period = (
+        _read_text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"),
+        _read_text("/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+    )
     if v1_quota and v1_period and int(v1_quota) > 0:
         return max(1.0, min(count, float(int(v1_quota) // int(v1_period))))
     return count
@@ -278,3 +296,8 @@ def _read_text(path: str) -> str | None:
         return Path(path).read_text("ascii").strip()
     except (OSError, UnicodeDecodeError):
         return None
+
+
+def merge_clusters(live: Cluster, possible: Cluster) -> Cluster:
+    """The nodes that are up, and those that an autoscaler may still start."""
+    return Cluster(live.node_types + possible.node_types, f"{live.source} and {possible.source}")

@@ -52,7 +52,9 @@ def resolve_workload(checkpoint: Checkpoint, request: PlanRequest) -> Workload:
         width=request.width or defaults.width or (832 if is_video else native),
         height=request.height or defaults.height or (480 if is_video else native),
         num_frames=(request.num_frames or defaults.num_frames or 81) if is_video else 1,
-        num_steps=request.num_inference_steps or defaults.num_inference_steps or (28 if config.get("guidance_embeds") else 50),
+        num_steps=request.num_inference_steps
+        or defaults.num_inference_steps
+        or (28 if config.get("guidance_embeds") else 50),
         batch_size=request.batch_size,
         num_branches=1 if not uses_guidance(checkpoint) else 2,
     )
@@ -149,7 +151,9 @@ def call_seconds(flops: tuple[float, float], gpu: Gpu) -> float:
     return products / (gpu.matrix_tflops * 1e12 * 0.75) + attention / (gpu.attention_tflops * 1e12)
 
 
-def streaming_seconds(*, compute_s: float, block_bytes: int, num_blocks: int, num_resident: int, copy_gb_s: float) -> float:
+def streaming_seconds(
+    *, compute_s: float, block_bytes: int, num_blocks: int, num_resident: int, copy_gb_s: float
+) -> float:
     """Seconds of one call when the blocks that are not resident are copied in beside the computation.
 
     Copies run on their own stream without a pause, so the call takes the longer of the two, and one block's copy is

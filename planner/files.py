@@ -46,7 +46,9 @@ def check_name(name: str, *, where: str) -> str:
         UnsafeCheckpointError: it holds a path separator, `..`, a drive or control characters.
     """
     if not name or name in {".", ".."} or "/" in name or "\\" in name or ":" in name or not name.isprintable():
-        raise UnsafeCheckpointError(f"{where} names {name!r:.200}, which is not a plain name inside the checkpoint's folder")
+        raise UnsafeCheckpointError(
+            f"{where} names {name!r:.200}, which is not a plain name inside the checkpoint's folder"
+        )
     return name
 
 
@@ -61,7 +63,9 @@ class LocalFiles:
             raise CheckpointNotFoundError(f"{folder} is a file, not a folder in diffusers layout; {SINGLE_FILE_ADVICE}")
         self._root = Path(os.path.realpath(path))
         self._allowed = [self._root]
-        if self._root.parent.name == "snapshots":  # the hub cache's layout: snapshots/<revision>/x -> ../../blobs/<hash>
+        if (
+            self._root.parent.name == "snapshots"
+        ):  # the hub cache's layout: snapshots/<revision>/x -> ../../blobs/<hash>
             self._allowed.append(self._root.parent.parent / "blobs")
         self._location = str(path)
 
@@ -151,6 +155,4 @@ class RemoteFiles:
         return data[:length]
 
 
-SINGLE_FILE_ADVICE = (
-    "convert single-file checkpoints first: DiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) in diffusers"
-)
+SINGLE_FILE_ADVICE = "convert single-file checkpoints first: DiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) in diffusers"

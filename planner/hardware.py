@@ -29,7 +29,14 @@ class Gpu:
 
 _SHEET = "data sheet peak x 0.8 (the H100's measured share of its peak); copy: 0.83 of the PCIe rate"
 _GPUS = (
-    Gpu("H100", 81559 * MIB, 794.0, 371.0, 53.0, "measured on one H100 80GB HBM3 (PyTorch 2.11, CUDA 13), docs/planning.md"),
+    Gpu(
+        "H100",
+        81559 * MIB,
+        794.0,
+        371.0,
+        53.0,
+        "measured on one H100 80GB HBM3 (PyTorch 2.11, CUDA 13), docs/planning.md",
+    ),
     Gpu("H200", 143771 * MIB, 794.0, 371.0, 53.0, "compute and copy as the H100, same chip; memory by nvidia-smi"),
     Gpu("B200", 183359 * MIB, 1800.0, 840.0, 53.0, _SHEET),
     Gpu("A100-80G", 81920 * MIB, 250.0, 170.0, 26.0, _SHEET),

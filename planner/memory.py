@@ -73,13 +73,17 @@ def trace_memory(
     return Moments(tuple(moments), gpu_peak, max(m.host_bytes for m in moments))
 
 
-def _moment(stage: str, device_bytes: list[int], host_bytes: list[int], *, device: str, ranks_on_node: int) -> MemoryMoment:
+def _moment(
+    stage: str, device_bytes: list[int], host_bytes: list[int], *, device: str, ranks_on_node: int
+) -> MemoryMoment:
     # Ranks are laid on nodes in order; rank 0 holds the most, so the first node is the fullest.
     staging = STAGING_BYTES if stage.startswith("load") and device == "cuda" else 0
     process = CPU_PROCESS_BYTES if device == "cpu" else CUDA_PROCESS_BYTES
     host = COORDINATOR_BYTES + sum(host_bytes[:ranks_on_node]) + ranks_on_node * (process + staging)
     if device == "cpu":
-        return MemoryMoment(stage=stage, gpu_bytes=(0,) * len(device_bytes), host_bytes=host + sum(device_bytes[:ranks_on_node]))
+        return MemoryMoment(
+            stage=stage, gpu_bytes=(0,) * len(device_bytes), host_bytes=host + sum(device_bytes[:ranks_on_node])
+        )
     return MemoryMoment(stage=stage, gpu_bytes=tuple(device_bytes), host_bytes=host)
 
 
@@ -94,7 +98,12 @@ def _load_moment(placements: Sequence[Placement], *, degrees: Degrees, dtype: st
 
 
 def _stage_moment(
-    stage: str, placements: Sequence[Placement], checkpoint: Checkpoint, workload: Workload, degrees: Degrees, dtype: str
+    stage: str,
+    placements: Sequence[Placement],
+    checkpoint: Checkpoint,
+    workload: Workload,
+    degrees: Degrees,
+    dtype: str,
 ) -> tuple[list[int], list[int]]:
     device, host = _load_moment(placements, degrees=degrees, dtype=dtype)
     # Components of one stage run one after the other: the largest of their extra bytes counts, on each rank.
@@ -155,7 +164,9 @@ def active_extra_bytes(placement: Placement, *, dtype: str, fsdp: int) -> int:
     return 0
 
 
-def workspace_bytes(component: Component, checkpoint: Checkpoint, workload: Workload, *, degrees: Degrees, dtype: str) -> int:
+def workspace_bytes(
+    component: Component, checkpoint: Checkpoint, workload: Workload, *, degrees: Degrees, dtype: str
+) -> int:
     """Device bytes besides weights that a component takes while it works, on each of its ranks."""
     if component.kind is ComponentKind.DENOISER:
         rows = workload.batch_size * -(-workload.num_branches // degrees.cfg)

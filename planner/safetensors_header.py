@@ -83,9 +83,14 @@ def read_header(read_range: ReadRange, *, file: str, file_bytes: int) -> Safeten
         _fail(file, f"reading its first 8 bytes gave {len(prefix)}")
     (length,) = struct.unpack("<Q", prefix)
     if length > MAX_HEADER_BYTES:
-        _fail(file, f"its header says {length} bytes, at most {MAX_HEADER_BYTES} are read: not a safetensors file, or hostile")
+        _fail(
+            file,
+            f"its header says {length} bytes, at most {MAX_HEADER_BYTES} are read: not a safetensors file, or hostile",
+        )
     if 8 + length > file_bytes:
-        _fail(file, f"its header needs {8 + length} bytes, the file has {file_bytes}: it is truncated, download it again")
+        _fail(
+            file, f"its header needs {8 + length} bytes, the file has {file_bytes}: it is truncated, download it again"
+        )
     raw = read_range(8, length)
     if len(raw) != length:
         _fail(file, f"its header has {length} bytes, {len(raw)} could be read")
@@ -105,7 +110,11 @@ def parse_header(raw: bytes, *, file: str, data_start: int, data_bytes: int) -> 
 
 def _load_json(raw: bytes, *, file: str) -> dict[str, Any]:
     # Counting bytes first bounds the memory and time of parsing: `[],[],...` costs 60 bytes of objects a byte pair.
-    for byte, limit, what in ((b"{", _MAX_BRACES, "objects"), (b"[", _MAX_BRACKETS, "lists"), (b",", _MAX_COMMAS, "values")):
+    for byte, limit, what in (
+        (b"{", _MAX_BRACES, "objects"),
+        (b"[", _MAX_BRACKETS, "lists"),
+        (b",", _MAX_COMMAS, "values"),
+    ):
         if raw.count(byte) > limit:
             _fail(file, f"its header has more than {limit} {what}")
     try:

@@ -55,16 +55,25 @@ def find_weight_files(
     if pickled is not None:
         return pickled
     others = [name for name in files.list_names(component) if name.endswith(".safetensors")]
-    variants = sorted({match.group(1) for name in others if (match := re.search(r"model\.([A-Za-z0-9_]+?)[.-]", name))} - {"safetensors"})
+    variants = sorted(
+        {match.group(1) for name in others if (match := re.search(r"model\.([A-Za-z0-9_]+?)[.-]", name))}
+        - {"safetensors"}
+    )
     advice = f"it has the variants {', '.join(variants)}: ask for one" if variants else "the download is incomplete"
-    raise CheckpointFormatError(f"{files.location}/{component} has no weights ({_STEMS[library][0]}.safetensors): {advice}")
+    raise CheckpointFormatError(
+        f"{files.location}/{component} has no weights ({_STEMS[library][0]}.safetensors): {advice}"
+    )
 
 
 def _find(
     files: CheckpointFiles, component: str, stem: str, variant: str | None, *, index_first: bool, read_json: ReadJson
 ) -> WeightFiles | None:
     single = f"{component}/{stem}.{variant}.safetensors" if variant else f"{component}/{stem}.safetensors"
-    index = f"{component}/{stem}.safetensors.index.{variant}.json" if variant else f"{component}/{stem}.safetensors.index.json"
+    index = (
+        f"{component}/{stem}.safetensors.index.{variant}.json"
+        if variant
+        else f"{component}/{stem}.safetensors.index.json"
+    )
     for path in (index, single) if index_first else (single, index):
         size = files.size(path)
         if size is None:
@@ -105,7 +114,9 @@ def _read_index(
 
 def _find_pickled(files: CheckpointFiles, component: str) -> WeightFiles | None:
     listed = [name for name in files.list_names(component) if name.endswith(_PICKLE_SUFFIXES)]
-    names = [name for stem in _PICKLE_STEMS for name in listed if name in {f"{stem}{suffix}" for suffix in _PICKLE_SUFFIXES}]
+    names = [
+        name for stem in _PICKLE_STEMS for name in listed if name in {f"{stem}{suffix}" for suffix in _PICKLE_SUFFIXES}
+    ]
     shards = [name for name in listed if re.match(r"^(diffusion_)?pytorch_model-\d+-of-\d+\.", name)]
     chosen = names[:1] or shards or listed[:1]
     if not chosen:
@@ -130,11 +141,15 @@ def read_tensors(files: CheckpointFiles, found: WeightFiles) -> tuple[TensorEntr
         )
         for tensor in header.tensors:
             if tensor.name in owner:
-                raise CheckpointFormatError(f"{files.location}/{path}: {tensor.name!r:.200} is in {owner[tensor.name]} too")
+                raise CheckpointFormatError(
+                    f"{files.location}/{path}: {tensor.name!r:.200} is in {owner[tensor.name]} too"
+                )
             owner[tensor.name] = path
         tensors += header.tensors
     for name, path in (found.weight_map or {}).items():
         if owner.get(name) != path:
             where = owner.get(name, "no file")
-            raise CheckpointFormatError(f"{files.location}: the index says that {name!r:.200} is in {path}, it is in {where}")
+            raise CheckpointFormatError(
+                f"{files.location}: the index says that {name!r:.200} is in {path}, it is in {where}"
+            )
     return tuple(tensors)

@@ -86,7 +86,9 @@ def group_weights(
     short = tuple(dict.fromkeys(container.rpartition(".")[2] for container in containers))
     declared = ((block_classes, containers), (block_classes, short)) if containers else ()
     rule = resolve_block_rule(class_name, names, declared=declared)
-    bfloat16_parts = frozenset(keep_in_fp32_strict) | (frozenset(keep_in_fp32) if library == "diffusers" else frozenset())
+    bfloat16_parts = frozenset(keep_in_fp32_strict) | (
+        frozenset(keep_in_fp32) if library == "diffusers" else frozenset()
+    )
     float16_parts = frozenset(keep_in_fp32) | frozenset(keep_in_fp32_strict)
     blocks: dict[str, WeightTally] = {}
     rest = WeightTally()

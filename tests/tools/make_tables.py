@@ -135,7 +135,7 @@ def find_containers(cls: type, class_names: Iterable[str]) -> list[str]:
 
 
 def _exported_names(module: Any) -> set[str]:
-    return {n for n in dir(module) if not n.startswith("_") and n[0].isupper()}
+    return {n for n in dir(module) if not n.startswith("_") and n[0].isupper() and hasattr(module, n)}
 
 
 def _is_model(module: Any, name: str) -> bool:
@@ -145,7 +145,10 @@ def _is_model(module: Any, name: str) -> bool:
 
 def _is_preprocessor(name: str) -> bool:
     return bool(
-        re.search(r"(Tokenizer|TokenizerFast|Processor|FeatureExtractor|ImageProcessorFast|ImageProcessorPil)$", name)
+        re.search(
+            r"(Tokenizer|TokenizerFast|Processor|FeatureExtractor|ImageProcessorFast|ImageProcessorPil|Backend|MistralCommonTokenizer)$",
+            name,
+        )
     )
 
 

@@ -1,0 +1,116 @@
+"""A plan drawn as rich tables: components, ranks, memory over time, and the options that fell."""
+
+from typing import TYPE_CHECKING
+
+from planner.plan import ComponentPlan, Plan, RejectedOption, Residency
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+GIB = 2**30
+BAR_WIDTH = 32
+
+
+def render_plan(plan: Plan, *, max_rejected: int = 12) -> "Group":
+    """Makes a renderable of a plan; rich is imported here, so that planning does not wait for it."""
+    from rich.console import Group
+    from rich.text import Text
+
+    group = plan.group
+    head = Text.assemble(
+        (plan.pipeline_class, "bold"),
+        f"  {format_bytes(plan.payload_bytes)} of weights, {plan.dtype} on {plan.device}, mode {plan.mode}\n"
+        f"{group.num_ranks} rank(s): cfg {group.cfg_degree} x sequence {group.sequence_degree}, fsdp {group.fsdp_degree}; "
+        f"{group.strategy} {_bundle_text(plan)}\n{_times_text(plan)}",
+    )
+    return Group(head, _component_table(plan), _memory_table(plan), render_rejected(plan.rejected, limit=max_rejected))
+
+
+def render_rejected(rejected: tuple[RejectedOption, ...], *, limit: int = 12) -> "Table":
+    """A table of the options that were not taken; also for an infeasible report."""
+    from rich.table import Table
+
+    shown = rejected[:limit]
+    more = f", {len(rejected) - len(shown)} more in --json" if len(rejected) > len(shown) else ""
+    table = Table(title=f"Rejected ({len(rejected)}{more})", title_justify="left", expand=False)
+    table.add_column("option", overflow="fold")
+    table.add_column("why", overflow="fold")
+    for entry in shown:
+        table.add_row(entry.option, entry.reason)
+    return table
+
+
+def format_bytes(count: int) -> str:
+    """Bytes for people: `26.6 GiB`, `3.4 MiB`."""
+    for unit, size in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
+
+
+def _component_table(plan: Plan) -> "Table":
+    from rich.table import Table
+
+    table = Table(title="Components, in load order", title_justify="left")
+    for name in ("component", "class", "weights", "parameters", "blocks", "residency", "ranks"):
+        table.add_column(name, justify="right" if name in {"weights", "parameters", "blocks"} else "left")
+    for component in plan.components:
+        table.add_row(
+            component.name,
+            component.class_name,
+            format_bytes(component.payload_bytes),
+            _count_text(component.num_parameters),
+            str(component.num_blocks) if component.num_blocks else "-",
+            _residency_text(component),
+            ", ".join(str(rank) for rank in component.ranks),
+        )
+    return table
+
+
+def _memory_table(plan: Plan) -> "Table":
+    from rich.table import Table
+
+    memory = plan.memory
+    on_gpu = plan.device == "cuda"
+    capacity = memory.gpu_capacity_bytes[0] if on_gpu else memory.host_capacity_bytes
+    what = "a GPU (fullest rank)" if on_gpu else "a node"
+    table = Table(title=f"Memory of {what}, of {format_bytes(capacity)}", title_justify="left")
+    table.add_column("stage")
+    table.add_column("predicted")
+    table.add_column("bytes", justify="right")
+    for moment in memory.timeline:
+        used = max(moment.gpu_bytes) if on_gpu else moment.host_bytes
+        table.add_row(moment.stage, draw_bar(used, capacity), format_bytes(used))
+    return table
+
+
+def draw_bar(used: int, capacity: int, *, width: int = BAR_WIDTH) -> str:
+    """A bar of `width` cells, filled to the share that is used; a sliver is drawn for anything above zero."""
+    filled = min(width, -(-used * width // capacity)) if capacity else 0
+    return "█" * filled + "░" * (width - filled)
+
+
+def _bundle_text(plan: Plan) -> str:
+    bundles = plan.group.bundles
+    return f"[{bundles[0]}, {len(bundles) - 1} x {bundles[1]}]"
+
+
+def _times_text(plan: Plan) -> str:
+    predicted = plan.predicted
+    if predicted.request_s is None or predicted.step_s is None or predicted.load_s is None:
+        return "no rates are known for this hardware: times are not predicted"
+    return f"load {predicted.load_s:.3g} s, step {predicted.step_s:.3g} s, request {predicted.request_s:.3g} s (predicted)"
+
+
+def _count_text(count: int) -> str:
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.2f}{unit}"
+    return str(count)
+
+
+def _residency_text(component: ComponentPlan) -> str:
+    if component.residency is Residency.LAYERWISE:
+        return f"layerwise, {component.num_resident_blocks} of {component.num_blocks} resident"
+    return component.residency.value

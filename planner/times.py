@@ -1,0 +1,113 @@
+"""Seconds to load, for a step and for a request, for a given placement of the components."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from planner.checkpoint import Checkpoint
+from planner.costs import (
+    NETWORK_GB_S,
+    NVLINK_GB_S,
+    Workload,
+    call_seconds,
+    denoiser_flops,
+    knee,
+    streaming_seconds,
+)
+from planner.degrees import Degrees
+from planner.hardware import Gpu
+from planner.memory import Placement
+from planner.plan import ComponentKind, PredictedTimes, Residency
+
+LOAD_GB_S = 20.0
+"""Weights in page cache to one GPU: 20 GB in 1.0 s (eight readers, pinned ring; measured on one H100 host)."""
+SLICE_OVERHEAD = 1.0
+_UNKNOWN = Gpu("unknown", 0, 250.0, 170.0, 26.0, "an A100's rates, to rank options where the type is not known")
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Predicted seconds.
+
+    Attributes:
+        ranking_s: seconds of a request at the GPU's rates, or an assumed GPU's where the type is unknown.
+        knees: fewest resident blocks that hide copying, for each layerwise component.
+        known: True if the rates are this GPU's.
+    """
+
+    load_s: float
+    step_s: float
+    ranking_s: float
+    knees: Mapping[str, int]
+    known: bool
+
+    def predicted(self) -> PredictedTimes:
+        """What the plan says: None where the rates are only assumed."""
+        if not self.known:
+            return PredictedTimes(load_s=None, step_s=None, request_s=None)
+        return PredictedTimes(
+            load_s=round(self.load_s, 4), step_s=round(self.step_s, 6), request_s=round(self.ranking_s, 4)
+        )
+
+
+def predict_times(
+    placements: Sequence[Placement], *, checkpoint: Checkpoint, workload: Workload, degrees: Degrees, dtype: str,
+    gpu: Gpu | None, spans_nodes: bool, device: str,
+) -> Times:  # fmt: skip
+    """Predicts seconds; on CPUs nothing is known and everything ranks equal."""
+    if device == "cpu":
+        return Times(0.0, 0.0, 0.0, {}, False)
+    rates = gpu or _UNKNOWN
+    link_gb_s = NETWORK_GB_S if spans_nodes else NVLINK_GB_S
+    knees: dict[str, int] = {}
+    call_s: list[float] = []
+    request_s = 0.0
+    for placement in placements:
+        component = placement.component
+        sizes = [block.tally.placed_bytes(dtype) for block in component.blocks]
+        whole = component.tally.placed_bytes(dtype)
+        compute_s = _compute_seconds(placement, checkpoint, workload, degrees, rates)
+        if placement.residency is Residency.LAYERWISE:
+            block = max(sizes)
+            knees[component.name] = knee(
+                compute_s=compute_s, block_bytes=block, num_blocks=len(sizes), copy_gb_s=rates.copy_gb_s
+            )
+            compute_s = streaming_seconds(
+                compute_s=compute_s, block_bytes=block, num_blocks=len(sizes),
+                num_resident=placement.num_resident_blocks, copy_gb_s=rates.copy_gb_s,
+            )  # fmt: skip
+        elif placement.residency is Residency.SHARDED:
+            gathered = whole * (degrees.fsdp - 1) / degrees.fsdp / (link_gb_s * 1e9)
+            # Gathering the first block, and the root's parameters, hides under nothing.
+            compute_s = max(compute_s, gathered) + 0.02 * gathered
+        elif placement.residency is Residency.OFFLOAD:
+            request_s += whole / (rates.copy_gb_s * 1e9)
+        if component.kind is ComponentKind.DENOISER:
+            call_s.append(compute_s)
+        else:
+            request_s += compute_s
+    calls = -(-workload.num_branches // degrees.cfg)
+    # Of several denoisers each step runs one; the mean stands for their shares of the steps.
+    step_s = calls * sum(call_s) / len(call_s) if call_s else 0.0
+    request_s += step_s * workload.num_steps
+    shares = sum(
+        p.component.payload_bytes / (degrees.fsdp if p.residency is Residency.SHARDED else 1)
+        for p in placements
+        if 0 in p.ranks
+    )
+    return Times(shares * SLICE_OVERHEAD / (LOAD_GB_S * 1e9), step_s, request_s, knees, gpu is not None)
+
+
+def _compute_seconds(
+    placement: Placement, checkpoint: Checkpoint, workload: Workload, degrees: Degrees, gpu: Gpu
+) -> float:
+    component = placement.component
+    if component.kind is ComponentKind.DENOISER:
+        return call_seconds(denoiser_flops(component, checkpoint, workload), gpu) / degrees.sequence
+    if component.kind in {ComponentKind.TEXT_ENCODER, ComponentKind.IMAGE_ENCODER}:
+        # Two prompts (the negative one too) of 512 tokens.
+        return call_seconds((2.0 * component.num_parameters * 2 * 512 * workload.batch_size, 0.0), gpu)
+    if component.kind is ComponentKind.VAE:
+        # Convolutions at full resolution: about 1 MFLOP a pixel and frame (AutoencoderKL: 2.5 TFLOP at 1024 x 1024).
+        pixels = workload.width * workload.height * workload.num_frames * workload.batch_size
+        return 2.5e6 * pixels / (gpu.matrix_tflops * 1e12 * 0.3)
+    return 0.0
