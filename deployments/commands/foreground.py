@@ -53,7 +53,7 @@ def serve_in_foreground(config: ServeConfig) -> None:
     """
     port = find_port(config.host, config.port)
     console = Console(stderr=True)
-    with local_ray(num_cpus=_num_cpus(config.settings)) as logs:
+    with local_ray(num_cpus=num_cpus_for(config.settings)) as logs:
         with ProgressDisplay() as display:
             run_app(config.settings, host=config.host, port=port, logs=logs, report=display.say)
         if config.host not in ("127.0.0.1", "localhost", "::1"):
@@ -75,7 +75,7 @@ def _watch(logs: Path) -> None:
             raise LocalServiceError(f"the app is gone\n{tail_of_logs(logs)}")
 
 
-def _num_cpus(settings: AppSettings) -> int:
+def num_cpus_for(settings: AppSettings) -> int:
     """Enough logical CPUs for what is asked for, and at least this machine's."""
     from planner.cluster import cluster_of_this_machine
 

@@ -30,6 +30,6 @@ def print_plan(plan: Plan | InfeasibleReport, *, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from planner.report import render_plan
+    from planner.report import render_plan, render_rejected
 
-    Console().print(render_plan(plan))
+    Console().print(render_plan(plan) if isinstance(plan, Plan) else render_rejected(plan.rejected))

@@ -1,0 +1,36 @@
+# Every target makes its own virtual environment first; a second run downloads and installs nothing.
+PYTHON ?= python3.11
+VENV := .venv
+STAMP := $(VENV)/.installed
+RUN := $(VENV)/bin/python
+
+.PHONY: setup demo test test-all check bench serve
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+demo: setup  ## a picture and a video through the whole path
+	@$(RUN) examples/demo.py
+
+serve: setup  ## the service on http://127.0.0.1:8000 until Ctrl-C
+	@$(RUN) -m deployments.cli serve examples/shapes.yaml
+
+check: setup  ## lint, format, types, layers, unit tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(RUN) -m pytest -q tests/unit -m "not gpu and not full"
+
+test: setup  ## the representative suite; needs no GPU
+	$(RUN) -m pytest -q -m "not gpu and not full"
+
+test-all: setup  ## every matrix in full
+	$(RUN) -m pytest -q -m "not gpu"
+
+bench: setup  ## commands, figures and hardware are kept in benchmarks/
+	@ls benchmarks
