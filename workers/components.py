@@ -1,7 +1,8 @@
 """Loads this rank's components in the plan's order and puts the pipeline together on the leader."""
 
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from planner.plan import ComponentPlan, Plan, Residency
 from workers.direct_load import LoadedComponent, load_component
 from workers.errors import LoadError
+from workers.offload import Offloads
+from workers.stream_engine import HostMemory
+from workers.streaming import apply_streaming, streaming_place
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +33,9 @@ class ComponentLoaded:
 
 @dataclass(slots=True)
 class RankComponents:
-    """The modules that this rank holds, by component name."""
+    """The modules that this rank holds, by component name, and those of them that are moved in for their stage."""
 
+    offloads: Offloads
     modules: dict[str, torch.nn.Module] = field(default_factory=dict)
     bytes_read: int = 0
 
@@ -46,7 +51,7 @@ def load_components(
     for component in sorted(plan.components, key=lambda component: component.load_order):
         if world_rank not in component.ranks:
             continue
-        result = _load_one(plan, component, device=device, mesh=mesh)
+        result = _load_one(plan, component, into, device=device, mesh=mesh)
         into.modules[component.name] = result.module
         into.bytes_read += result.bytes_read
         loaded = ComponentLoaded(world_rank, component.name, result.bytes_read, result.seconds)
@@ -71,19 +76,44 @@ def build_pipeline(plan: Plan, components: RankComponents) -> Any:
 
 
 def _load_one(
-    plan: Plan, component: ComponentPlan, *, device: torch.device, mesh: DeviceMesh | None
+    plan: Plan, component: ComponentPlan, into: RankComponents, *, device: torch.device, mesh: DeviceMesh | None
 ) -> LoadedComponent:
-    if component.residency not in (Residency.RESIDENT, Residency.SHARDED):
-        raise LoadError(f"{component.name}: residency {component.residency} cannot be carried out yet: choose another")
-    is_sharded = component.residency is Residency.SHARDED
-    if is_sharded and mesh is None:
+    if component.residency is Residency.SHARDED and mesh is None:
         raise LoadError(f"{component.name} is to be sharded, but the plan's fsdp_degree is 1")
-    return load_component(
+    load = functools.partial(
+        load_component,
         Path(plan.checkpoint) / component.name,
         library=component.library,
         class_name=component.class_name,
         dtype=getattr(torch, plan.dtype),
-        device=device,
         variant=plan.variant,
-        mesh=mesh if is_sharded else None,
     )
+    match component.residency:
+        case Residency.RESIDENT:
+            return load(device=device)
+        case Residency.SHARDED:
+            return load(device=device, mesh=mesh)
+        case Residency.OFFLOAD:
+            loaded = load(device=torch.device("cpu"))
+            into.offloads.add(loaded.module)
+            return loaded
+        case Residency.LAYERWISE:
+            return _load_streamed(load, component, device=device)
+
+
+def _load_streamed(
+    load: Callable[..., LoadedComponent], component: ComponentPlan, *, device: torch.device
+) -> LoadedComponent:
+    """Reads streamed blocks into their flat host buffers and everything else to the device."""
+    num_resident = component.num_resident_blocks or 0
+    host = HostMemory(pin=device.type == "cuda")
+    place = streaming_place(device=device, num_resident_blocks=num_resident, host=host)
+    loaded = load(device=device, place=place)
+    apply_streaming(
+        loaded.module,
+        device=device,
+        num_resident_blocks=num_resident,
+        prefetch_depth=component.prefetch_depth or 1,
+        host=host,
+    )
+    return loaded

@@ -4,6 +4,7 @@ import inspect
 import logging
 import secrets
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,12 +16,14 @@ from workers.component_call import LocalComponent
 from workers.errors import CallCancelledError, CallError, InvalidCallError, WorkerError
 from workers.lanes import Lanes
 from workers.memory import peak_bytes
+from workers.offload import Offloads
 from workers.pipeline_output import normalize_output
 from workers.request_control import RequestControl
 from workers.scheduler_watch import num_scheduler_steps, watch_scheduler
 from workers.seam import Seam
 
 logger = logging.getLogger(__name__)
+_MAX_CANCELLED_IDS = 256  # cancelled before they began, or after they ended: those must not pile up
 _INPUT_ERRORS = (ValueError, TypeError, KeyError)
 
 
@@ -30,16 +33,20 @@ class Leader:
     Args:
         pipeline: the diffusers pipeline with its components in place.
         lanes: the group's lanes; their local components become the seam's.
+        offloads: components that are on the device for their stage only; None if there are none.
         weight_bytes_read: bytes of weights that the leader read.
     """
 
-    def __init__(self, pipeline: Any, lanes: Lanes, *, weight_bytes_read: int) -> None:
+    def __init__(
+        self, pipeline: Any, lanes: Lanes, *, weight_bytes_read: int, offloads: Offloads | None = None
+    ) -> None:
         self._pipeline = pipeline
         self._lanes = lanes
+        self._offloads = offloads
         self._weight_bytes_read = weight_bytes_read
         self._control: RequestControl | None = None
         self._running_id: str | None = None
-        self._cancelled_ids: set[str] = set()
+        self._cancelled_ids: deque[str] = deque(maxlen=_MAX_CANCELLED_IDS)
         self._lock = threading.Lock()
         self._schedulers = [c for c in pipeline.components.values() if _is_scheduler(c)]
         self.seam = Seam(lanes, before_call=self._before_call)
@@ -67,7 +74,7 @@ class Leader:
             if self._running_id == request_id and self._control is not None:
                 self._control.cancel()
             else:
-                self._cancelled_ids.add(request_id)
+                self._cancelled_ids.append(request_id)
 
     def run(self, call: GenerateCall, emit: Callable[[Progress], None]) -> GenerateResult:
         """Runs one call.
@@ -106,7 +113,7 @@ class Leader:
     def _begin(self, call: GenerateCall, emit: Callable[[Progress], None]) -> None:
         with self._lock:
             if call.request_id in self._cancelled_ids:
-                self._cancelled_ids.discard(call.request_id)
+                self._cancelled_ids.remove(call.request_id)
                 raise CallCancelledError("the call was cancelled before it began")
             self._control = RequestControl(deadline_s=call.deadline_s, emit=emit)
             self._running_id = call.request_id
@@ -156,6 +163,8 @@ class Leader:
         return tuple(RankStats(world_rank=rank, **counts[rank]) for rank in sorted(counts))
 
     def _before_call(self, component: str) -> None:
+        if self._offloads is not None:
+            self._offloads.evict_others(self._lanes.local[component].module)
         if self._control is None:
             return
         if self._lanes.local[component].is_denoiser:
