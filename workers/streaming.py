@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from workers.shard_conditions import BlockBoundaries, model_class_name, resolve_boundaries
 from workers.sharding import is_sharded
 from workers.stream_engine import CopyEngine, HostMemory, make_engine
-from workers.stream_layout import BlockLayout, StreamingRefusedError, named_tensors, plan_layouts, refuse_special
+from workers.stream_layout import (
+    BlockLayout,
+    StreamingRefusedError,
+    named_tensors,
+    plan_layouts,
+    refuse_moves,
+    refuse_special,
+    report_device,
+    take_over,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -210,13 +219,14 @@ def apply_streaming(
     host = host or HostMemory(pin=device.type == "cuda")
     module.requires_grad_(False)
     layouts = plan_layouts(module, streamed)
-    blocks = [_take_over(layout, host) for layout in layouts]
+    blocks = [_Block(layout, flat := take_over(layout, host), layout.views(flat)) for layout in layouts]
     _move_rest(module, layouts, device)
     host.pin_all()
     handle = StreamedModule(module, blocks, engine or make_engine(device), prefetch_depth)
     for index, name in enumerate(streamed):
         _wrap_call(module.get_submodule(name), handle, index)
-    _refuse_moves(module)
+    refuse_moves(module)
+    report_device(module, device)
     logger.info(
         "%s: %d of %d blocks (%s) streamed, %.2f GiB on the host, ring of %.2f GiB",
         model_class_name(module), len(streamed), len(names), boundaries, handle.host_bytes / 2**30,
@@ -260,16 +270,6 @@ def streaming_place(
     return place
 
 
-def _take_over(layout: BlockLayout, host: HostMemory) -> _Block:
-    flat = host.find(layout.entries[0].tensor, layout.num_bytes) if layout.entries else None
-    if flat is None:
-        flat = host.take(layout.num_bytes)
-    layout.fill(flat)
-    views = layout.views(flat)
-    layout.point_at(views)
-    return _Block(layout, flat, views)
-
-
 def _move_rest(module: nn.Module, layouts: tuple[BlockLayout, ...], device: torch.device) -> None:
     streamed = {id(entry.tensor) for layout in layouts for entry in layout.entries}
     for name, tensor in named_tensors(module):
@@ -294,13 +294,3 @@ def _wrap_call(block: nn.Module, handle: StreamedModule, index: int) -> None:
 
     # Dynamo must not trace into the copies where somebody compiles the whole model.
     block.__dict__["_compiled_call_impl"] = torch.compiler.disable(call, recursive=False)
-
-
-def _refuse_moves(module: nn.Module) -> None:
-    def refuse(*_arguments: Any, **_keywords: Any) -> nn.Module:
-        raise StreamingRefusedError(
-            f"{model_class_name(module)} is streamed: its blocks cannot be moved or cast; state device and dtype "
-            f"when it is loaded"
-        )
-
-    module._apply = refuse  # type: ignore[method-assign]

@@ -15,7 +15,7 @@ from tests.tiny_checkpoints import make_wan_transformer
 from workers.direct_load import load_component
 from workers.shard_conditions import resolve_boundaries
 from workers.stream_engine import CpuEngine, HostMemory, HostMemoryError
-from workers.stream_layout import StreamingRefusedError, plan_layouts
+from workers.stream_layout import StreamingRefusedError, plan_layouts, report_device
 from workers.streaming import StreamedModule, apply_streaming, resident_blocks, streaming_place
 
 CPU = torch.device("cpu")
@@ -318,7 +318,7 @@ def test_streamed_modules_are_neither_moved_nor_cast() -> None:
     model = Mixed()
     apply_streaming(model, device=CPU)
     for move in (lambda: model.to(torch.bfloat16), lambda: nn.Sequential(model).half(), lambda: model.to("meta")):
-        with pytest.raises(StreamingRefusedError, match="Mixed is streamed"):
+        with pytest.raises(StreamingRefusedError, match="Mixed is streamed or offloaded"):
             move()
 
 
@@ -341,8 +341,17 @@ def test_a_block_called_past_its_hook_sees_host_memory() -> None:
     assert host.data_ptr() <= address < host.data_ptr() + host.nbytes
 
 
+def test_module_names_the_device_that_it_computes_on() -> None:
+    """Pipelines send their inputs to `module.device`; the first parameter may wait on the host."""
+    module = make_wan_transformer()
+    report_device(module, torch.device("meta"))
+    assert module.device == torch.device("meta")
+    assert make_wan_transformer().device == CPU
+
+
 def test_classes_are_untouched() -> None:
     module = make_wan_transformer()
     apply_streaming(module, device=CPU)
-    assert type(module) is WanTransformer3DModel
+    assert isinstance(module, WanTransformer3DModel)
+    assert type(module).__name__ == "WanTransformer3DModel"
     assert FluxTransformer2DModel._call_impl is UNet2DConditionModel._call_impl is T5EncoderModel._call_impl
