@@ -1,6 +1,8 @@
 """Plans made by hand for tests of groups, so that those do not depend on what the planner would choose."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from planner.plan import (
     ComponentKind,
@@ -22,13 +24,27 @@ _WAN = (
 
 
 def make_wan_plan(
-    checkpoint: Path, *, num_ranks: int = 1, cfg_degree: int = 1, fsdp_degree: int = 1, cpus_per_rank: float = 0.5
+    checkpoint: Path,
+    *,
+    num_ranks: int = 1,
+    cfg_degree: int = 1,
+    fsdp_degree: int = 1,
+    cpus_per_rank: float = 0.5,
+    device: Literal["cpu", "cuda"] = "cpu",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    residency: Mapping[str, Residency] | None = None,
+    num_resident_blocks: int = 0,
 ) -> Plan:
-    """A CPU plan for a checkpoint of `make_tiny_wan`; with `fsdp_degree` transformer and text encoder are sharded."""
+    """A plan for a checkpoint of `make_tiny_wan`; with `fsdp_degree` transformer and text encoder are sharded.
+
+    On CUDA all ranks share one GPU.
+    """
     everywhere = tuple(range(num_ranks))
     components = []
     for index, (name, library, class_name, kind) in enumerate(_WAN):
         is_sharded = fsdp_degree > 1 and kind is not ComponentKind.VAE
+        chosen = (residency or {}).get(name, Residency.SHARDED if is_sharded else Residency.RESIDENT)
+        is_layerwise = chosen is Residency.LAYERWISE
         components.append(
             ComponentPlan(
                 name=name,
@@ -39,22 +55,22 @@ def make_wan_plan(
                 num_parameters=1,
                 num_blocks=2,
                 block_rule=None,
-                residency=Residency.SHARDED if is_sharded else Residency.RESIDENT,
-                num_resident_blocks=None,
-                prefetch_depth=None,
+                residency=chosen,
+                num_resident_blocks=num_resident_blocks if is_layerwise else None,
+                prefetch_depth=1 if is_layerwise else None,
                 ranks=everywhere if is_sharded or kind is ComponentKind.DENOISER else (0,),
                 load_order=index,
                 reason="made by hand",
             )
         )
-    rank_bundle = {"CPU": cpus_per_rank}
+    rank_bundle = {"CPU": cpus_per_rank, **({"GPU": 1 / num_ranks} if device == "cuda" else {})}
     return Plan(
         checkpoint=str(checkpoint),
         checkpoint_fingerprint="test",
         pipeline_class="WanPipeline",
         mode=Mode.AUTO,
-        device="cpu",
-        dtype="float32",
+        device=device,
+        dtype=dtype,
         variant=None,
         payload_bytes=3,
         components=tuple(components),
@@ -65,6 +81,7 @@ def make_wan_plan(
             fsdp_degree=fsdp_degree,
             bundles=({"CPU": 0.1}, *([rank_bundle] * num_ranks)),
             strategy="STRICT_PACK",
+            share_gpu=device == "cuda" and num_ranks > 1,
         ),
         memory=MemoryPlan(
             gpu_peak_bytes=(0,) * num_ranks,
