@@ -85,7 +85,10 @@ def make_transformers_table() -> dict[str, Any]:
             models[name] = {
                 key: value for key, attr in ATTRIBUTES.items() if (value := _inherited(name, attr, classes))
             }
-    others = sorted(n for n in exported - set(models) if re.match(r"^[A-Z]\w+$", n) and _is_preprocessor(n))
+    preprocessors = {n for n in exported - set(models) if _is_preprocessor(n)}
+    # Aliases that `dir` does not list, but that checkpoints name: T5TokenizerFast, CLIPImageProcessorFast, ...
+    aliases = {n + "Fast" for n in preprocessors} | {re.sub("ImageProcessor$", "FeatureExtractor", n) for n in preprocessors}
+    others = sorted(preprocessors | {n for n in aliases if hasattr(transformers, n)})
     return {"version": transformers.__version__, "models": models, "others": others}
 
 
