@@ -58,6 +58,15 @@ class _Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class _Excess:
+    """Why a candidate does not fit, and by what factor."""
+
+    option: str
+    reason: str
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Context:
     checkpoint: Checkpoint
     request: PlanRequest
@@ -80,6 +89,7 @@ def plan_group(checkpoint: Checkpoint, cluster: Cluster, request: PlanRequest) -
     context = _resolve(checkpoint, cluster, request)
     rejected: list[RejectedOption] = []
     feasible: list[_Candidate] = []
+    closest: _Excess | None = None
     nodes = _usable_nodes(cluster, device=context.device)
     for degrees in candidate_degrees(checkpoint, request, device=context.device, node_types=nodes):
         options = find_options(checkpoint, request, degrees=degrees, device=context.device)
@@ -92,13 +102,15 @@ def plan_group(checkpoint: Checkpoint, cluster: Cluster, request: PlanRequest) -
                 continue
             for assignment in assignments(checkpoint, options):
                 candidate = _evaluate(assignment, degrees, node, context)
-                reason = _excess(candidate)
-                if reason is None:
+                excess = _excess(candidate)
+                if excess is None:
                     feasible.append(candidate)
-                else:
-                    _reject(rejected, candidate.label(), reason)
+                    continue
+                if closest is None or excess.ratio < closest.ratio:
+                    closest = excess
+                _reject(rejected, candidate.label(), excess.reason)
     if not feasible:
-        raise _infeasible(context, rejected)
+        raise _infeasible(context, rejected, closest)
     chosen = min(feasible, key=lambda candidate: _objective(candidate, request.mode))
     for candidate in feasible:
         if candidate.label() != chosen.label():
@@ -233,17 +245,20 @@ def _feeds_denoiser(component: Component, residency: Residency) -> bool:
     return component.kind is ComponentKind.DENOISER or residency is Residency.SHARDED
 
 
-def _excess(candidate: _Candidate) -> str | None:
+def _excess(candidate: _Candidate) -> _Excess | None:
     """Why a candidate does not fit, with the numbers; None if it does."""
     if candidate.gpu_capacity_bytes:
         budget = candidate.gpu_capacity_bytes - gpu_headroom_bytes(candidate.gpu_capacity_bytes)
         peak = max(candidate.moments.gpu_peak_bytes)
         if peak > budget:
             stage = next(m.stage for m in candidate.moments.timeline if max(m.gpu_bytes) == peak)
-            return f"needs {_gib(peak)} GiB a GPU ({stage}), {_gib(budget)} available after headroom"
+            reason = f"needs {_gib(peak)} GiB a GPU ({stage}), {_gib(budget)} available after headroom"
+            return _Excess(candidate.label(), reason, peak / max(1, budget))
     host_budget = candidate.node.host_memory_bytes - host_headroom_bytes(candidate.node.host_memory_bytes)
-    if candidate.moments.host_peak_bytes > host_budget:
-        return f"needs {_gib(candidate.moments.host_peak_bytes)} GiB of host memory a node, {_gib(host_budget)} available after headroom"
+    host_peak = candidate.moments.host_peak_bytes
+    if host_peak > host_budget:
+        reason = f"needs {_gib(host_peak)} GiB of host memory a node, {_gib(host_budget)} available after headroom"
+        return _Excess(candidate.label(), reason, host_peak / max(1, host_budget))
     return None
 
 
@@ -276,9 +291,11 @@ def _reject(rejected: list[RejectedOption], option: str, reason: str) -> None:
         rejected.append(RejectedOption(option=option, reason=reason))
 
 
-def _infeasible(context: _Context, rejected: Sequence[RejectedOption]) -> InfeasiblePlanError:
+def _infeasible(
+    context: _Context, rejected: Sequence[RejectedOption], closest: _Excess | None
+) -> InfeasiblePlanError:
     checkpoint, request = context.checkpoint, context.request
-    reason = _closest(rejected)
+    reason = f"the closest, {closest.option}, {closest.reason}" if closest else _first_reason(rejected)
     explicit = explicit_choices(request)
     named = f" The explicit choices {', '.join(explicit)} leave nothing else." if explicit else ""
     message = (
@@ -307,11 +324,7 @@ def explicit_choices(request: PlanRequest) -> list[str]:
     return stated
 
 
-def _closest(rejected: Sequence[RejectedOption]) -> str:
-    needs = [entry for entry in rejected if entry.reason.startswith("needs ")]
-    if needs:
-        best = min(needs, key=lambda entry: float(entry.reason.split()[1]))
-        return f"the closest, {best.option}, {best.reason}"
+def _first_reason(rejected: Sequence[RejectedOption]) -> str:
     nodes = [entry for entry in rejected if " on " in entry.option]
     first = (nodes or list(rejected) or [RejectedOption(option="any option", reason="no node can hold a rank")])[0]
     return f"{first.option}: {first.reason}"
