@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from workers.component_call import LocalComponent
+from workers.components import RankComponents
 from workers.follower import follow
 from workers.lanes import LaneLayout, Lanes
 from workers.leader import Leader
@@ -63,7 +64,7 @@ def leader_of_threads(pipeline: Any, *, num_lanes: int) -> Iterator[Leader]:
     """A leader around `pipeline` whose followers are threads."""
     pipeline.set_progress_bar_config(disable=True)
     with lanes_of_threads(pipeline, num_lanes=num_lanes) as lanes:
-        yield Leader(pipeline, lanes, weight_bytes_read=0)
+        yield Leader(pipeline, lanes, components=RankComponents())
 
 
 def _run_follower(address: tuple[str, int], key: bytes, rank: int, modules: dict[str, torch.nn.Module]) -> None:

@@ -14,8 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from planner.plan import ComponentPlan, Plan, Residency
 from workers.direct_load import LoadedComponent, load_component
 from workers.errors import LoadError
-from workers.offload import Offloads
 from workers.stream_engine import HostMemory
+from workers.stream_offload import OffloadGroup, apply_offload
 from workers.streaming import apply_streaming, streaming_place
 
 logger = logging.getLogger(__name__)
@@ -33,9 +33,13 @@ class ComponentLoaded:
 
 @dataclass(slots=True)
 class RankComponents:
-    """The modules that this rank holds, by component name, and those of them that are moved in for their stage."""
+    """The modules that this rank holds, by component name.
 
-    offloads: Offloads
+    `offloaded` names those that take turns on the device, `turns` is who is there.
+    """
+
+    turns: OffloadGroup = field(default_factory=OffloadGroup)
+    offloaded: set[str] = field(default_factory=set)
     modules: dict[str, torch.nn.Module] = field(default_factory=dict)
     bytes_read: int = 0
 
@@ -95,7 +99,8 @@ def _load_one(
             return load(device=device, mesh=mesh)
         case Residency.OFFLOAD:
             loaded = load(device=torch.device("cpu"))
-            into.offloads.add(loaded.module)
+            apply_offload(loaded.module, device=device, group=into.turns)
+            into.offloaded.add(component.name)
             return loaded
         case Residency.LAYERWISE:
             return _load_streamed(load, component, device=device)

@@ -13,10 +13,10 @@ import torch
 from planner.plan import ComponentKind, Plan
 from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progress, RankStats
 from workers.component_call import LocalComponent
+from workers.components import RankComponents
 from workers.errors import CallCancelledError, CallError, InvalidCallError, WorkerError
 from workers.lanes import Lanes
 from workers.memory import peak_bytes
-from workers.offload import Offloads
 from workers.pipeline_output import normalize_output
 from workers.request_control import RequestControl
 from workers.scheduler_watch import num_scheduler_steps, watch_scheduler
@@ -33,17 +33,13 @@ class Leader:
     Args:
         pipeline: the diffusers pipeline with its components in place.
         lanes: the group's lanes; their local components become the seam's.
-        offloads: components that are on the device for their stage only; None if there are none.
-        weight_bytes_read: bytes of weights that the leader read.
+        components: what the leader has loaded.
     """
 
-    def __init__(
-        self, pipeline: Any, lanes: Lanes, *, weight_bytes_read: int, offloads: Offloads | None = None
-    ) -> None:
+    def __init__(self, pipeline: Any, lanes: Lanes, *, components: RankComponents) -> None:
         self._pipeline = pipeline
         self._lanes = lanes
-        self._offloads = offloads
-        self._weight_bytes_read = weight_bytes_read
+        self._components = components
         self._control: RequestControl | None = None
         self._running_id: str | None = None
         self._cancelled_ids: deque[str] = deque(maxlen=_MAX_CANCELLED_IDS)
@@ -156,15 +152,15 @@ class Leader:
         own = {
             "denoiser_calls": sum(component.num_calls for component in local),
             "denoiser_rows": sum(component.num_rows for component in local),
-            "weight_bytes_read": self._weight_bytes_read,
+            "weight_bytes_read": self._components.bytes_read,
             "peak_bytes": peak_bytes(),
         }
         counts = {0: own, **self._lanes.stats()}
         return tuple(RankStats(world_rank=rank, **counts[rank]) for rank in sorted(counts))
 
     def _before_call(self, component: str) -> None:
-        if self._offloads is not None:
-            self._offloads.evict_others(self._lanes.local[component].module)
+        if component not in self._components.offloaded:  # a resident one needs the memory of those that take turns
+            self._components.turns.unload_all()
         if self._control is None:
             return
         if self._lanes.local[component].is_denoiser:

@@ -150,11 +150,10 @@ class RankActor:
 
     def _load(self, emit: Any) -> None:
         from workers.components import RankComponents, load_components
-        from workers.offload import Offloads
         from workers.process_group import shard_mesh
 
         mesh = shard_mesh(self._plan) if self._plan.group.num_ranks > 1 else None
-        self._components = RankComponents(Offloads(self._device()))
+        self._components = RankComponents()
         for loaded in load_components(
             self._plan, self._components, world_rank=self._world_rank, device=self._device(), mesh=mesh
         ):
@@ -169,9 +168,7 @@ class RankActor:
         local = local_components(self._plan, self._components.modules)
         lanes = Lanes(lane_layout(self._plan), local=local, links=self._links)
         pipeline = build_pipeline(self._plan, self._components)
-        self._leader = Leader(
-            pipeline, lanes, offloads=self._components.offloads, weight_bytes_read=self._components.bytes_read
-        )
+        self._leader = Leader(pipeline, lanes, components=self._components)
         return self._leader.describe(load_seconds=load_seconds, weight_bytes_read=weight_bytes_read)
 
     def _follow(self) -> None:
