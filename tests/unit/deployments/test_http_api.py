@@ -8,7 +8,7 @@ from tests.unit.deployments.fakes import FakeGroups, make_service
 from workers.errors import CallError
 
 GOOD = {"prompt": "a red circle", "seed": 3}
-LIMITS = {"max_steps": 10, "max_pixels": 4096, "max_images": 2, "max_prompt_characters": 50, "max_body_bytes": 2048}
+LIMITS = {"max_steps": 5000, "max_pixels": 4096, "max_images": 2, "max_prompt_characters": 50, "max_body_bytes": 2048}
 
 BAD = [
     ({}, "prompt"),
@@ -23,14 +23,14 @@ BAD = [
     ({"prompt": "a", "size": "big"}, "size"),
     ({"prompt": "a", "size": "0x64"}, "size"),
     ({"prompt": "a", "size": "64x-1"}, "size"),
-    ({"prompt": "a", "size": "40x32"}, "size"),
+    ({"prompt": "a", "size": "41x32"}, "size"),
     ({"prompt": "a", "size": "999999x999999"}, "size"),
     ({"prompt": "a", "size": 64}, "size"),
     ({"prompt": "a", "seed": -1}, "seed"),
     ({"prompt": "a", "seed": 2**80}, "seed"),
     ({"prompt": "a", "seed": 1.5}, "seed"),
     ({"prompt": "a", "num_inference_steps": 0}, "num_inference_steps"),
-    ({"prompt": "a", "num_inference_steps": 11}, "num_inference_steps"),
+    ({"prompt": "a", "num_inference_steps": 5001}, "num_inference_steps"),
     ({"prompt": "a", "guidance_scale": "high"}, "guidance_scale"),
     ({"prompt": "a", "guidance_scale": float("nan")}, "guidance_scale"),
     ({"prompt": "a", "guidance_scale": float("inf")}, "guidance_scale"),

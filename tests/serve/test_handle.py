@@ -1,0 +1,31 @@
+"""The real app by Python handle, as programs on the cluster call it."""
+
+import io
+
+import av
+import pytest
+from PIL import Image
+
+from deployments.errors import BadRequestError
+from deployments.schemas import CompletedEvent, ImageRequest, VideoRequest
+
+
+def test_picture_by_handle(app):
+    request = ImageRequest(prompt="a blue square", seed=5, num_inference_steps=2)
+    answer = app.handle.generate.remote(request).result(timeout_s=60)
+    assert answer.data[0].seed == 5
+    assert Image.open(io.BytesIO(answer.data[0].content)).size == (64, 64)
+
+
+def test_video_by_handle_streams_progress_then_an_mp4(app):
+    request = VideoRequest(prompt="a blue square moving left", seed=5, num_frames=9, num_inference_steps=2)
+    *progress, last = app.handle.options(stream=True).stream.remote(request)
+    assert [event.step for event in progress if event.stage == "denoise"] == [0, 1, 2]
+    assert isinstance(last, CompletedEvent)
+    with av.open(io.BytesIO(last.content)) as container:
+        assert len(list(container.decode(video=0))) == 9
+
+
+def test_error_by_handle_is_typed(app):
+    with pytest.raises(BadRequestError, match="multiples of"):
+        app.handle.generate.remote(ImageRequest(prompt="a", size="63x64")).result(timeout_s=60)

@@ -1,0 +1,50 @@
+import pytest
+from pydantic import ValidationError
+
+from deployments.settings import AppSettings, explain_validation
+from planner.plan import Residency
+
+
+def explain(**values):
+    with pytest.raises(ValidationError) as caught:
+        AppSettings.model_validate({"checkpoint": "/models/shapes", **values})
+    return explain_validation(caught.value)
+
+
+def test_unknown_key_is_named_with_the_nearest_known_one():
+    assert "'num_replica': did you mean 'num_replicas'?" in explain(num_replica=2)
+    assert "'cfg_degre': did you mean 'cfg_degree'?" in explain(plan={"cfg_degre": 2})
+    assert "'colour'" in explain(limits={"colour": 1})
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"num_replicas": 0}, "num_replicas"),
+        ({"request_timeout_s": float("nan")}, "request_timeout_s"),
+        ({"plan": {"num_ranks": "many"}}, "plan.num_ranks"),
+        ({"plan": {"mode": "fast"}}, "plan.mode"),
+        ({"limits": {"max_steps": -1}}, "limits.max_steps"),
+        ({"plan": {"residency": {"vae": "nowhere"}}}, "plan"),
+    ],
+)
+def test_wrong_value_is_explained_by_its_key(values, key):
+    assert explain(**values).startswith(f"{key}: ")
+
+
+def test_residency_may_be_written_as_on_the_command_line():
+    settings = AppSettings.model_validate({"checkpoint": "c", "plan": {"residency": {"transformer": "layerwise:12"}}})
+    choice = settings.plan.residency["transformer"]
+    assert (choice.residency, choice.num_resident_blocks) == (Residency.LAYERWISE, 12)
+
+
+def test_served_name_is_the_folder_unless_given():
+    assert AppSettings(checkpoint="/models/shapes").served_name == "shapes"
+    assert AppSettings(checkpoint="/models/shapes", name="toy").served_name == "toy"
+
+
+def test_relative_checkpoint_is_found_beside_the_packages(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (AppSettings(checkpoint="deployments").checkpoint_folder / "settings.py").is_file()
+    (tmp_path / "deployments").mkdir()
+    assert AppSettings(checkpoint="deployments").checkpoint_folder == tmp_path / "deployments"
