@@ -3,21 +3,26 @@
 No `from __future__ import annotations` here: Serve reads the builder's annotation to validate its arguments.
 """
 
+import time
 from typing import Any
 
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve import Application
 
 from deployments.group import GroupDeployment
 from deployments.ingress import Ingress
 from deployments.settings import AppSettings
 from planner.actor import ask_planner
+from planner.errors import PlannerError
 from planner.plan import Plan
 
 # Measured: with Serve's default back-off small groups reach a fifth to a third of the throughput at saturation.
 _ROUTER = {"initial_backoff_s": 0.005, "max_backoff_s": 0.02}
 _INGRESS_CPUS = 0.1
 _STOP_MARGIN_S = 10.0
+_NUM_PLANNER_ATTEMPTS = 5
+_PLANNER_PAUSE_S = 0.5
 _HEALTH_CHECK_PERIOD_S = 2.0
 _HEALTH_CHECK_TIMEOUT_S = 15.0
 
@@ -30,8 +35,20 @@ def build_app(settings: AppSettings) -> Application:
     Raises:
         PlannerError: the checkpoint cannot be used, or no plan fits; with the numbers.
     """
-    plan = ask_planner(str(settings.checkpoint_folder), settings.plan, timeout_s=settings.plan_timeout_s)
+    plan = _ask_planner(settings)
     return _bind_ingress(settings, plan, _bind_group(settings, plan))
+
+
+def _ask_planner(settings: AppSettings) -> Plan:
+    """The planner's answer. An actor that nobody holds any more may be found by name while it goes: asked again."""
+    for attempt in range(1, _NUM_PLANNER_ATTEMPTS + 1):
+        try:
+            return ask_planner(str(settings.checkpoint_folder), settings.plan, timeout_s=settings.plan_timeout_s)
+        except PlannerError as error:
+            if not isinstance(error.__cause__, RayActorError) or attempt == _NUM_PLANNER_ATTEMPTS:
+                raise
+            time.sleep(_PLANNER_PAUSE_S)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _bind_group(settings: AppSettings, plan: Plan) -> Any:

@@ -20,8 +20,16 @@ QUICK = {"prompt": "a red circle", "seed": 1, "num_inference_steps": 1}
 
 def rank_pids():
     """Processes of the app's ranks; Ray's workers are descendants of this test run."""
-    names = {process.pid: " ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)}
-    return sorted(pid for pid, name in names.items() if name.startswith("ray::RankActor"))
+    return sorted(
+        p.pid for p in psutil.Process().children(recursive=True) if command_line(p).startswith("ray::RankActor")
+    )
+
+
+def command_line(process):
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it ended while we looked
+        return ""
 
 
 def test_disconnecting_frees_the_group(http):

@@ -75,8 +75,9 @@ def test_body_above_the_limit_is_refused(http):
 
 def test_client_sees_typed_errors(app):
     client = app.client()
-    with pytest.raises(openai.NotFoundError, match="model_not_found"):
+    with pytest.raises(openai.NotFoundError) as caught:
         client.images.generate(prompt="a", model="dall-e-3")
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
     with pytest.raises(openai.BadRequestError, match="multiples of"):
         client.images.generate(prompt="a", size="63x64")
     with pytest.raises(openai.NotFoundError):
