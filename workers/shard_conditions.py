@@ -34,6 +34,12 @@ EXPLICIT_CONTAINERS: dict[str, tuple[str, ...]] = {
     "T5FilmDecoder": ("decoders",),
 }
 
+# Parts of a block that the model also calls past the block: gathered on their own, and never streamed.
+BORROWED_MODULES: dict[str, tuple[str, ...]] = {
+    "DiTTransformer2DModel": ("transformer_blocks.0.norm1.emb",),
+    "Transformer2DModel": ("transformer_blocks.0.norm1.emb",),
+}
+
 _WRAPPER_PARTS = frozenset({"_fsdp_wrapped_module", "_orig_mod"})
 
 
@@ -53,11 +59,13 @@ class BlockBoundaries:
         rule: the step of the resolution order that decided.
         detail: the containers or classes that matched.
         names: qualified names of the blocks; an inner block may lie inside an outer one (UNets).
+        borrowed: qualified names of parts of blocks that the model also calls past the block.
     """
 
     rule: BoundaryRule
     detail: tuple[str, ...]
     names: tuple[str, ...]
+    borrowed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.rule}: {', '.join(self.detail)}"
@@ -78,13 +86,16 @@ def numbered_entry_of(*containers: str) -> ShardCondition:
 
 
 def block_of_class(*class_names: str) -> ShardCondition:
-    """True for modules of one of the classes (by name) that are numbered entries of some container.
+    """True for modules of one of the classes (by name) that are numbered entries, or the `block` of one (HiDream).
 
     Class lists name patch embeddings and norms too; those are reached by attribute from outside their own call, where
     FSDP would not have gathered them, and hold little.
     """
     wanted = frozenset(class_names)
-    return lambda name, module: name.rpartition(".")[2].isdigit() and wanted & _original_class_names(module) != set()
+    entry = re.compile(r"(?:^|\.)\d+(?:\.block)?$")
+    return lambda name, module: (
+        entry.search(clean_name(name)) is not None and wanted & _original_class_names(module) != set()
+    )
 
 
 def resolve_boundaries(
@@ -109,12 +120,18 @@ def resolve_boundaries(
     candidates.append((BoundaryRule.CONTAINERS, common, numbered_entry_of(*common)))
     for rule, detail, condition in candidates:
         if names := matching_names(model, condition):
-            return BlockBoundaries(rule, _used(rule, detail, model, names), names)
+            return BlockBoundaries(rule, _used(rule, detail, model, names), names, borrowed_modules(model))
     raise LoadError(
         f"{class_name} has no blocks to cut at: no explicit containers are stated for it, none of its block classes "
         f"{list(block_class_names(model))} is a numbered entry, and none of the containers {list(common)} is in it. "
         f"State its containers in EXPLICIT_CONTAINERS, or keep it whole (resident or offload)."
     )
+
+
+def borrowed_modules(model: nn.Module) -> tuple[str, ...]:
+    """Qualified names of `BORROWED_MODULES` that this model has."""
+    present = dict(model.named_modules())
+    return tuple(name for name in BORROWED_MODULES.get(model_class_name(model), ()) if name in present)
 
 
 def matching_names(model: nn.Module, condition: ShardCondition) -> tuple[str, ...]:

@@ -85,9 +85,11 @@ def apply_sharding(
     boundaries = boundaries or resolve_boundaries(module)
     module.requires_grad_(False)
     _lay_contiguous(module)
-    whole = _parameters_kept_whole(module, boundaries.names)
+    units = (*boundaries.names, *boundaries.borrowed)
+    whole = _parameters_kept_whole(module, units)
     originals = {name: dict(parameter.__dict__) for name, parameter in module.named_parameters()}
-    blocks = _shard_blocks(module, mesh, boundaries.names, set(whole.values()))
+    _shard_units(module, mesh, units, set(whole.values()))
+    blocks = {name: block for name in boundaries.names if isinstance(block := module.get_submodule(name), FSDPModule)}
     _move_rest(module, mesh, whole.values())
     _chain_prefetches(module, blocks, num_prefetched)
     _register_methods(module, forward_methods)
@@ -197,13 +199,10 @@ def _unit_of(parameter_name: str, block_names: Sequence[str]) -> str:
     return max(holders, key=len, default="")
 
 
-def _shard_blocks(
-    module: nn.Module, mesh: DeviceMesh, names: Sequence[str], whole: set[nn.Parameter]
-) -> dict[str, FSDPModule]:
+def _shard_units(module: nn.Module, mesh: DeviceMesh, names: Sequence[str], whole: set[nn.Parameter]) -> None:
     for name in sorted(names, key=lambda name: -name.count(".")):
         fully_shard(module.get_submodule(name), mesh=mesh, reshard_after_forward=True, ignored_params=whole)
     fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
-    return {name: block for name in names if isinstance(block := module.get_submodule(name), FSDPModule)}
 
 
 def _move_rest(module: nn.Module, mesh: DeviceMesh, whole: Iterable[nn.Parameter]) -> None:

@@ -72,14 +72,59 @@ class BlockLayout:
             entry.tensor.data = view
 
 
-def plan_layouts(model: nn.Module, block_names: Iterable[str]) -> tuple[BlockLayout, ...]:
+def plan_layouts(
+    model: nn.Module, block_names: Iterable[str], *, borrowed: Iterable[str] = ()
+) -> tuple[BlockLayout, ...]:
     """Plans the flat layout of each block. Tensors may be on meta; no memory is taken.
+
+    Args:
+        borrowed: parts of blocks that the model calls past the block; they are left out.
 
     Raises:
         StreamingRefusedError: a tensor is a quantized or otherwise special kind.
     """
     shared = _shared_tensors(model, tuple(block_names))
+    shared |= {id(tensor) for name in borrowed for _, tensor in named_tensors(model.get_submodule(name))}
     return tuple(_plan_block(name, model.get_submodule(name), shared) for name in block_names)
+
+
+def take_over(layout: BlockLayout, host: HostMemory) -> Tensor:
+    """The layout's flat host buffer, filled; the tensors point into it from now on.
+
+    Nothing is copied where the tensors lie there already; otherwise each tensor's own memory goes afterwards.
+
+    Raises:
+        HostMemoryError: it would exceed the budget.
+    """
+    flat = host.find(layout.entries[0].tensor, layout.num_bytes) if layout.entries else None
+    if flat is None:
+        flat = host.take(layout.num_bytes)
+    layout.fill(flat)
+    layout.point_at(layout.views(flat))
+    return flat
+
+
+def refuse_moves(module: nn.Module) -> None:
+    """Makes `to`, `cuda`, `half`, ... raise: the module's tensors are views that the streaming sets."""
+
+    def refuse(*_arguments: Any, **_keywords: Any) -> nn.Module:
+        raise StreamingRefusedError(
+            f"{model_class_name(module)} is streamed or offloaded: it cannot be moved or cast; state device and dtype "
+            f"when it is loaded"
+        )
+
+    module._apply = refuse  # type: ignore[method-assign]
+
+
+def report_device(module: nn.Module, device: torch.device) -> None:
+    """Lets `module.device` name the device that it computes on; pipelines send their inputs there.
+
+    The libraries look at the first parameter, which may wait on the host. Done by a subclass of the same name.
+    """
+    original = type(module)
+    if isinstance(getattr(original, "device", None), property):
+        attributes = {"device": property(lambda _self: device), "__module__": original.__module__}
+        module.__class__ = type(original.__name__, (original,), attributes)
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

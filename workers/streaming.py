@@ -218,7 +218,7 @@ def apply_streaming(
     streamed = [name for index, name in enumerate(names) if index not in resident]
     host = host or HostMemory(pin=device.type == "cuda")
     module.requires_grad_(False)
-    layouts = plan_layouts(module, streamed)
+    layouts = plan_layouts(module, streamed, borrowed=boundaries.borrowed)
     blocks = [_Block(layout, flat := take_over(layout, host), layout.views(flat)) for layout in layouts]
     _move_rest(module, layouts, device)
     host.pin_all()
@@ -251,11 +251,12 @@ def streaming_place(
     """For `load_component(place=...)`: reads streamed blocks into their flat host buffers, the rest to the device."""
 
     def place(empty: nn.Module) -> Callable[[str, torch.Size, torch.dtype], Tensor]:
-        names = (boundaries or resolve_boundaries(empty)).outermost()
+        found = boundaries or resolve_boundaries(empty)
+        names = found.outermost()
         resident = resident_blocks(len(names), num_resident_blocks)
         streamed = [name for index, name in enumerate(names) if index not in resident]
         places: dict[int, Tensor] = {}
-        for layout in plan_layouts(empty, streamed):
+        for layout in plan_layouts(empty, streamed, borrowed=found.borrowed):
             views = layout.views(host.take(layout.num_bytes))
             places.update({id(entry.tensor): view for entry, view in zip(layout.entries, views, strict=True)})
         states = [*empty.named_parameters(remove_duplicate=False), *empty.named_buffers(remove_duplicate=False)]

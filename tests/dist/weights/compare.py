@@ -39,6 +39,7 @@ def load_by_library(model: TinyModel, folder: Path, dtype: torch.dtype = torch.f
     library = diffusers if model.library == "diffusers" else transformers
     keyword = "torch_dtype" if model.library == "diffusers" else "dtype"
     module = getattr(library, model.class_name).from_pretrained(folder, **{keyword: dtype}).eval()
+    module.requires_grad_(False)  # some products on CPU take another path, with another rounding, if it is set
     for tensor in module.parameters():
         # The library leaves weights in the mapped file at any address; matrix products on CPU depend on alignment.
         tensor.data = tensor.data.clone()

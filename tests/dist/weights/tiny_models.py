@@ -40,7 +40,7 @@ def step() -> Tensor:
     return torch.tensor([5])
 
 
-def _video(channels: int, frames: int = 3, size: int = 8) -> Tensor:
+def video(channels: int, frames: int = 3, size: int = 8) -> Tensor:
     return values(1, channels, frames, size, size)
 
 
@@ -60,29 +60,23 @@ LTX = {
 ROPE_3D = (4, 6, 6)
 
 
-def _wan_inputs(**more: Any) -> dict[str, Any]:
-    return {"hidden_states": _video(4), "timestep": step(), "encoder_hidden_states": values(1, 7, 24), **more}
+def wan_inputs(**more: Any) -> dict[str, Any]:
+    return {"hidden_states": video(4), "timestep": step(), "encoder_hidden_states": values(1, 7, 24), **more}
 
 
-def _flux_inputs(*, id_axes: int = 3, batched_ids: bool = False, **more: Any) -> dict[str, Any]:
+def flux_inputs(*, id_axes: int = 3, **more: Any) -> dict[str, Any]:
     image_ids, text_ids = positions(16, id_axes), positions(7, id_axes)
-    if batched_ids:
-        image_ids, text_ids = image_ids[None], text_ids[None]
     return {
         "hidden_states": values(1, 16, 8), "encoder_hidden_states": values(1, 7, 24), "timestep": torch.tensor([0.5]),
         "img_ids": image_ids, "txt_ids": text_ids, **more,
     }  # fmt: skip
 
 
-def _mask_inputs(name: str = "encoder_attention_mask") -> dict[str, Any]:
-    return {name: ones(1, 7)}
-
-
 QUICK = (
-    TinyModel("diffusers", "WanTransformer3DModel", WAN, _wan_inputs, quick=True),
+    TinyModel("diffusers", "WanTransformer3DModel", WAN, wan_inputs, quick=True),
     TinyModel(
         "diffusers", "FluxTransformer2DModel", {**FLUX, "pooled_projection_dim": 12, "guidance_embeds": True},
-        lambda: _flux_inputs(pooled_projections=values(1, 12), guidance=torch.tensor([3.5])), quick=True,
+        lambda: flux_inputs(pooled_projections=values(1, 12), guidance=torch.tensor([3.5])), quick=True,
     ),
     TinyModel(
         "diffusers", "SanaTransformer2DModel",
@@ -158,7 +152,7 @@ QUICK = (
             "rope_axes_dim": ROPE_3D,
         },
         lambda: {
-            "hidden_states": _video(4), "timestep": step(), "encoder_hidden_states": values(1, 7, 24),
+            "hidden_states": video(4), "timestep": step(), "encoder_hidden_states": values(1, 7, 24),
             "encoder_attention_mask": ones(1, 7), "pooled_projections": values(1, 12),
             "guidance": torch.tensor([6000.0]),
         },
@@ -167,7 +161,7 @@ QUICK = (
     TinyModel(
         "diffusers", "ChromaTransformer2DModel",
         {**FLUX, "approximator_num_channels": 16, "approximator_hidden_dim": 24, "approximator_layers": 2},
-        lambda: _flux_inputs(attention_mask=torch.ones(1, 23)), quick=True,
+        lambda: flux_inputs(attention_mask=torch.ones(1, 23)), quick=True,
     ),
     TinyModel(
         "diffusers", "ZImageTransformer2DModel",
@@ -247,7 +241,9 @@ ENCODERS = (
 
 def all_models() -> tuple[TinyModel, ...]:
     """Every model that has a tiny configuration."""
-    return (*QUICK, *ENCODERS)
+    from tests.dist.weights.tiny_transformers import MORE
+
+    return (*QUICK, *MORE, *ENCODERS)
 
 
 def find_model(class_name: str) -> TinyModel:
