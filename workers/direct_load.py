@@ -45,6 +45,7 @@ class LoadedComponent:
     sharding: Sharding | None
 
 
+@torch.inference_mode(False)
 def load_component(
     folder: Path,
     *,

@@ -6,7 +6,7 @@ gather too, keep loading routines, refuse moves.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,7 +218,7 @@ def _mesh_device(mesh: DeviceMesh) -> torch.device:
     return torch.device(mesh.device_type, torch.get_device_module(mesh.device_type).current_device())
 
 
-def _chain_prefetches(module: nn.Module, blocks: dict[str, FSDPModule], num_prefetched: int) -> None:
+def _chain_prefetches(module: nn.Module, blocks: Mapping[str, FSDPModule], num_prefetched: int) -> None:
     """Lets each block gather the next ones; among many containers (UNets, which run in another order) only siblings."""
     if not isinstance(module, FSDPModule) or num_prefetched < 1:
         return
