@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import NoReturn, cast
 
+from deployments.detached import detached
 from deployments.group_client import GeneratedMedia
 from deployments.logs import configure_logging
 from deployments.media import encode_mp4, encode_png
@@ -76,7 +77,7 @@ class GroupDeployment:
             deadline_s=deadline_s,
         )
         try:
-            async with aclosing(cast(_GroupEvents, self._group.stream(call))) as events:
+            async with aclosing(detached(cast(_GroupEvents, self._group.stream(call)))) as events:
                 async for event in events:
                     if isinstance(event, GenerateResult):
                         yield await asyncio.to_thread(_encode, event, request, self._plan)

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from deployments.body_limit import BodyLimit
 from deployments.http_errors import error_detail, install_error_handlers
@@ -31,7 +32,7 @@ def build_api(service: Service) -> FastAPI:
             return await service.generate(request)
         events = service.stream(request)
         first = await anext(events)  # what is wrong with the request is raised here, with its own status
-        return StreamingResponse(_server_sent(first, events), media_type="text/event-stream", headers=_STREAM_HEADERS)
+        return EventStream(_server_sent(first, events))
 
     @app.get("/v1/models")
     async def list_models() -> ModelList:
@@ -56,6 +57,21 @@ def build_api(service: Service) -> FastAPI:
         return service.plan
 
     return app
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events. Closes their source when the client is gone, wherever the response stood by then."""
+
+    def __init__(self, frames: AsyncGenerator[str, None]) -> None:
+        super().__init__(frames, media_type="text/event-stream", headers=_STREAM_HEADERS)
+        self._frames = frames
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the frames; a generator left suspended by a cancellation would go on working."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._frames.aclose()
 
 
 async def _server_sent(first: Event, events: AsyncGenerator[Event, None]) -> AsyncGenerator[str, None]:
