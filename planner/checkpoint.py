@@ -20,8 +20,8 @@ from planner.errors import (
 from planner.files import MAX_JSON_BYTES, SINGLE_FILE_ADVICE, CheckpointFiles, check_name, open_files
 from planner.kinds import classify_component
 from planner.plan import ComponentKind, ServingDefaults
-from planner.weights import Block, WeightTally, group_weights
 from planner.weight_files import WeightFiles, find_weight_files, read_tensors
+from planner.weights import Block, WeightTally, group_weights
 
 INDEX_FILE = "model_index.json"
 DEFAULTS_FILE = "heliograph.json"

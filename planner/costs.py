@@ -17,6 +17,8 @@ HIDDEN_COPIES = 8.8
 
 Wan 14B, 81 frames 480p, resident: 30.2 GiB peak less 26.6 GiB of weights is 11.5 tensors of (32,760, 5,120) bf16, of
 which its feed-forward (13,824 wide) is 2.7 (measured on one H100)."""
+ELEMENTWISE_COPIES = 89.0
+"""Hidden states read or written a block by norms, modulations, rotary embeddings and casts (fitted, see `hardware`)."""
 DECODE_COPIES = 4.0
 """Full-resolution feature maps alive at the decoder's last level: input, norm, convolution's input and output."""
 VIDEO_CHUNK_FRAMES = 4
@@ -69,6 +71,18 @@ def uses_guidance(checkpoint: Checkpoint) -> bool:
     return not (denoiser is not None and denoiser.config.get("guidance_embeds") is True)
 
 
+ONE_CALL_A_BRANCH = ("Wan", "QwenImage", "Flux", "Chroma", "HunyuanVideo", "CogView4", "Lumina2", "Kandinsky5", "Kandinsky6",
+                     "JoyImage", "Cosmos", "SkyReels")  # fmt: skip
+"""Prefixes of pipelines that call the denoiser once a branch; the others put all branches into one batch."""
+
+
+def rows_per_call(checkpoint: Checkpoint, workload: Workload, *, cfg_degree: int) -> int:
+    """Rows of the batch in one denoiser call on one lane."""
+    if checkpoint.pipeline_class.startswith(ONE_CALL_A_BRANCH):
+        return workload.batch_size
+    return workload.batch_size * -(-workload.num_branches // cfg_degree)
+
+
 def main_denoiser(checkpoint: Checkpoint) -> Component | None:
     """The first denoiser in the index."""
     return next((c for c in checkpoint.components if c.kind is ComponentKind.DENOISER), None)
@@ -96,32 +110,51 @@ def denoiser_activation_bytes(
     tokens = denoiser_tokens(component, checkpoint, workload) / sequence_degree + DEFAULT_TEXT_TOKENS
     if _is_unet(component):
         channels = _widths(component.config)
-        latent = (workload.height // _compression(checkpoint)[0]) * (workload.width // _compression(checkpoint)[0])
+        latent = image_tokens_of_unet(checkpoint, workload)
         return int(16 * rows * latent * (channels[0] if channels else 320) * DTYPE_BYTES[dtype])
     hidden = _hidden(component.config)
     ratio = _feed_forward(component.config, hidden) / hidden
     return int(rows * tokens * hidden * (HIDDEN_COPIES + ratio) * DTYPE_BYTES[dtype])
 
 
-def denoiser_flops(component: Component, checkpoint: Checkpoint, workload: Workload) -> tuple[float, float]:
-    """Floating-point operations of one call of one branch: `(matrix products, attention)`.
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one denoiser call of one branch computes: operations of matrix products and attention, elementwise bytes."""
+
+    product_flops: float
+    attention_flops: float
+    elementwise_bytes: float
+
+
+def denoiser_work(component: Component, checkpoint: Checkpoint, workload: Workload) -> Work:
+    """Counts a call of one branch, in 16 bits.
 
     Products: 2 a parameter and token. Attention: 4 x tokens^2 x hidden a block (query x key, weights x value).
+    Elementwise: `ELEMENTWISE_COPIES` hidden states a block.
     """
     image_tokens = denoiser_tokens(component, checkpoint, workload)
+    batch = workload.batch_size
     if _is_unet(component):
         # A level's resolution halves: parameters concentrate where a quarter or a sixteenth of the positions are left.
-        latent = (workload.height // _compression(checkpoint)[0]) * (workload.width // _compression(checkpoint)[0])
-        return 2.0 * component.num_parameters * latent / 8 * workload.batch_size, 0.0
+        latent = image_tokens_of_unet(checkpoint, workload)
+        return Work(2.0 * component.num_parameters * latent / 8 * batch, 0.0, 0.0)
     tokens = image_tokens + (DEFAULT_TEXT_TOKENS if _is_joint(component) else 0)
-    block_parameters = sum(block.tally.num_parameters for block in component.blocks) or component.num_parameters
-    if _has_two_streams(component):
-        # Half of a two-stream block's weights see only the prompt's tokens.
-        block_parameters = int(block_parameters * (0.5 + 0.5 * DEFAULT_TEXT_TOKENS / tokens))
     blocks = len(component.blocks) or 1
-    products = 2.0 * block_parameters * tokens
-    attention = 0.0 if "Sana" in component.class_name else 4.0 * tokens * tokens * _hidden(component.config) * blocks
-    return products * workload.batch_size, attention * workload.batch_size
+    hidden = _hidden(component.config)
+    parameters: float = sum(block.tally.num_parameters for block in component.blocks) or component.num_parameters
+    if _has_two_streams(component):
+        # Half of a two-stream block's weights see the prompt's tokens, half the picture's.
+        parameters = parameters * (image_tokens + DEFAULT_TEXT_TOKENS) / (2 * tokens)
+    # Sana's attention is linear in the tokens, its products are counted with the parameters.
+    attention = 0.0 if component.class_name.startswith("Sana") else 4.0 * tokens * tokens * hidden * blocks
+    elementwise = ELEMENTWISE_COPIES * tokens * hidden * 2.0 * blocks
+    return Work(2.0 * parameters * tokens * batch, attention * batch, elementwise * batch)
+
+
+def image_tokens_of_unet(checkpoint: Checkpoint, workload: Workload) -> int:
+    """Positions of the latent that a UNet sees at its first level."""
+    spatial, _ = _compression(checkpoint)
+    return (workload.height // spatial) * (workload.width // spatial)
 
 
 def decode_workspace_bytes(component: Component, workload: Workload, *, dtype: str) -> int:
@@ -145,10 +178,11 @@ def encode_workspace_bytes(component: Component, *, dtype: str, batch_size: int)
     return int(2 * batch_size * (tokens * hidden * 12 + 3 * heads * tokens * tokens) * DTYPE_BYTES[dtype])
 
 
-def call_seconds(flops: tuple[float, float], gpu: Gpu) -> float:
-    """Seconds of compute at the rates the GPU reaches; float32 is not modelled."""
-    products, attention = flops
-    return products / (gpu.matrix_tflops * 1e12 * 0.75) + attention / (gpu.attention_tflops * 1e12)
+def call_seconds(work: Work, gpu: Gpu) -> float:
+    """Seconds of compute at the rates the GPU reaches; 16-bit types, float32 is not modelled."""
+    products = work.product_flops / (gpu.matrix_tflops * 1e12)
+    attention = work.attention_flops / (gpu.attention_tflops * 1e12)
+    return products + attention + work.elementwise_bytes / (gpu.memory_tb_s * 1e12)
 
 
 def streaming_seconds(
@@ -187,6 +221,8 @@ def _compression(checkpoint: Checkpoint) -> tuple[int, int]:
     if not spatial:
         levels = config.get("dim_mult") or config.get("decoder_block_out_channels") or config.get("block_out_channels")
         spatial = 2 ** (len(levels) - 1) if isinstance(levels, list) and levels else 8
+    if vae.class_name.startswith("AutoencoderKLLTX"):
+        return 32, 8
     if vae.class_name == "AutoencoderKLQwenImage":
         temporal = 1  # pictures are its one-frame videos
     if vae.class_name == "AutoencoderKLCogVideoX":

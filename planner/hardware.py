@@ -16,6 +16,7 @@ class Gpu:
         matrix_tflops: dense 16-bit matrix products, TFLOP/s that are reached, not the peak.
         attention_tflops: attention at head dim 128, TFLOP/s that are reached.
         copy_gb_s: pinned host to device, GB/s.
+        memory_tb_s: device memory bandwidth that is reached, TB/s.
         source: where the figures are from.
     """
 
@@ -24,29 +25,24 @@ class Gpu:
     matrix_tflops: float
     attention_tflops: float
     copy_gb_s: float
+    memory_tb_s: float
     source: str
 
 
+_FITTED = "fitted to six measured calls on one H100 80GB (Wan 1.3B, Wan 14B at three lengths, FLUX.1, Qwen-Image): within 17 %"
 _SHEET = "data sheet peak x 0.8 (the H100's measured share of its peak); copy: 0.83 of the PCIe rate"
 _GPUS = (
-    Gpu(
-        "H100",
-        81559 * MIB,
-        794.0,
-        371.0,
-        53.0,
-        "measured on one H100 80GB HBM3 (PyTorch 2.11, CUDA 13), docs/planning.md",
-    ),
-    Gpu("H200", 143771 * MIB, 794.0, 371.0, 53.0, "compute and copy as the H100, same chip; memory by nvidia-smi"),
-    Gpu("B200", 183359 * MIB, 1800.0, 840.0, 53.0, _SHEET),
-    Gpu("A100-80G", 81920 * MIB, 250.0, 170.0, 26.0, _SHEET),
-    Gpu("A100-40G", 40960 * MIB, 250.0, 170.0, 26.0, _SHEET),
-    Gpu("L40S", 46068 * MIB, 290.0, 140.0, 26.0, _SHEET),
-    Gpu("L4", 23034 * MIB, 97.0, 45.0, 13.0, _SHEET),
-    Gpu("A10G", 23028 * MIB, 56.0, 40.0, 26.0, _SHEET),
-    Gpu("T4", 15360 * MIB, 52.0, 20.0, 13.0, _SHEET),
-    Gpu("RTX4090", 24564 * MIB, 132.0, 90.0, 26.0, _SHEET),
-    Gpu("V100", 32768 * MIB, 100.0, 40.0, 13.0, _SHEET),
+    Gpu("H100", 81559 * MIB, 777.0, 506.0, 53.0, 2.7, _FITTED),
+    Gpu("H200", 143771 * MIB, 777.0, 506.0, 53.0, 3.8, f"{_FITTED}; memory and its bandwidth: the H200's"),
+    Gpu("B200", 183359 * MIB, 1800.0, 840.0, 53.0, 6.4, _SHEET),
+    Gpu("A100-80G", 81920 * MIB, 250.0, 170.0, 26.0, 1.6, _SHEET),
+    Gpu("A100-40G", 40960 * MIB, 250.0, 170.0, 26.0, 1.2, _SHEET),
+    Gpu("L40S", 46068 * MIB, 290.0, 140.0, 26.0, 0.69, _SHEET),
+    Gpu("L4", 23034 * MIB, 97.0, 45.0, 13.0, 0.24, _SHEET),
+    Gpu("A10G", 23028 * MIB, 56.0, 40.0, 26.0, 0.48, _SHEET),
+    Gpu("T4", 15360 * MIB, 52.0, 20.0, 13.0, 0.25, _SHEET),
+    Gpu("RTX4090", 24564 * MIB, 132.0, 90.0, 26.0, 0.8, _SHEET),
+    Gpu("V100", 32768 * MIB, 100.0, 40.0, 13.0, 0.72, _SHEET),
 )
 _ALIASES = {"A100": "A100-40G", "A10": "A10G", "H100-80G": "H100", "H10080GB": "H100"}
 # Order matters: `L40S` before `L4`, `A100` before `A10`, and `H200` shares nothing with `H100`.

@@ -4,7 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.checkpoint import Checkpoint, Component
-from planner.costs import Workload, decode_workspace_bytes, denoiser_activation_bytes, encode_workspace_bytes
+from planner.costs import (
+    Workload,
+    decode_workspace_bytes,
+    denoiser_activation_bytes,
+    encode_workspace_bytes,
+    rows_per_call,
+)
 from planner.degrees import Degrees
 from planner.plan import ComponentKind, MemoryMoment, Residency
 
@@ -169,7 +175,7 @@ def workspace_bytes(
 ) -> int:
     """Device bytes besides weights that a component takes while it works, on each of its ranks."""
     if component.kind is ComponentKind.DENOISER:
-        rows = workload.batch_size * -(-workload.num_branches // degrees.cfg)
+        rows = rows_per_call(checkpoint, workload, cfg_degree=degrees.cfg)
         return denoiser_activation_bytes(
             component, checkpoint, workload, dtype=dtype, rows=rows, sequence_degree=degrees.sequence
         )

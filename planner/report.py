@@ -100,7 +100,9 @@ def _times_text(plan: Plan) -> str:
     predicted = plan.predicted
     if predicted.request_s is None or predicted.step_s is None or predicted.load_s is None:
         return "no rates are known for this hardware: times are not predicted"
-    return f"load {predicted.load_s:.3g} s, step {predicted.step_s:.3g} s, request {predicted.request_s:.3g} s (predicted)"
+    return (
+        f"load {predicted.load_s:.3g} s, step {predicted.step_s:.3g} s, request {predicted.request_s:.3g} s (predicted)"
+    )
 
 
 def _count_text(count: int) -> str:

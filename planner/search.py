@@ -291,9 +291,7 @@ def _reject(rejected: list[RejectedOption], option: str, reason: str) -> None:
         rejected.append(RejectedOption(option=option, reason=reason))
 
 
-def _infeasible(
-    context: _Context, rejected: Sequence[RejectedOption], closest: _Excess | None
-) -> InfeasiblePlanError:
+def _infeasible(context: _Context, rejected: Sequence[RejectedOption], closest: _Excess | None) -> InfeasiblePlanError:
     checkpoint, request = context.checkpoint, context.request
     reason = f"the closest, {closest.option}, {closest.reason}" if closest else _first_reason(rejected)
     explicit = explicit_choices(request)

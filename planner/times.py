@@ -7,9 +7,10 @@ from planner.checkpoint import Checkpoint
 from planner.costs import (
     NETWORK_GB_S,
     NVLINK_GB_S,
+    Work,
     Workload,
     call_seconds,
-    denoiser_flops,
+    denoiser_work,
     knee,
     streaming_seconds,
 )
@@ -20,8 +21,7 @@ from planner.plan import ComponentKind, PredictedTimes, Residency
 
 LOAD_GB_S = 20.0
 """Weights in page cache to one GPU: 20 GB in 1.0 s (eight readers, pinned ring; measured on one H100 host)."""
-SLICE_OVERHEAD = 1.0
-_UNKNOWN = Gpu("unknown", 0, 250.0, 170.0, 26.0, "an A100's rates, to rank options where the type is not known")
+_UNKNOWN = Gpu("unknown", 0, 250.0, 170.0, 26.0, 1.6, "an A100's rates, to rank options where the type is not known")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def predict_times(
         for p in placements
         if 0 in p.ranks
     )
-    return Times(shares * SLICE_OVERHEAD / (LOAD_GB_S * 1e9), step_s, request_s, knees, gpu is not None)
+    return Times(shares / (LOAD_GB_S * 1e9), step_s, request_s, knees, gpu is not None)
 
 
 def _compute_seconds(
@@ -102,10 +102,10 @@ def _compute_seconds(
 ) -> float:
     component = placement.component
     if component.kind is ComponentKind.DENOISER:
-        return call_seconds(denoiser_flops(component, checkpoint, workload), gpu) / degrees.sequence
+        return call_seconds(denoiser_work(component, checkpoint, workload), gpu) / degrees.sequence
     if component.kind in {ComponentKind.TEXT_ENCODER, ComponentKind.IMAGE_ENCODER}:
         # Two prompts (the negative one too) of 512 tokens.
-        return call_seconds((2.0 * component.num_parameters * 2 * 512 * workload.batch_size, 0.0), gpu)
+        return call_seconds(Work(2.0 * component.num_parameters * 2 * 512 * workload.batch_size, 0.0, 0.0), gpu)
     if component.kind is ComponentKind.VAE:
         # Convolutions at full resolution: about 1 MFLOP a pixel and frame (AutoencoderKL: 2.5 TFLOP at 1024 x 1024).
         pixels = workload.width * workload.height * workload.num_frames * workload.batch_size

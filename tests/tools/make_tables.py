@@ -87,7 +87,9 @@ def make_transformers_table() -> dict[str, Any]:
             }
     preprocessors = {n for n in exported - set(models) if _is_preprocessor(n)}
     # Aliases that `dir` does not list, but that checkpoints name: T5TokenizerFast, CLIPImageProcessorFast, ...
-    aliases = {n + "Fast" for n in preprocessors} | {re.sub("ImageProcessor$", "FeatureExtractor", n) for n in preprocessors}
+    aliases = {n + "Fast" for n in preprocessors} | {
+        re.sub("ImageProcessor$", "FeatureExtractor", n) for n in preprocessors
+    }
     others = sorted(preprocessors | {n for n in aliases if hasattr(transformers, n)})
     return {"version": transformers.__version__, "models": models, "others": others}
 

@@ -25,8 +25,20 @@ Shapes = dict[str, tuple[int, ...]]
 DIFFUSERS_MODULES = {"LTX2TextConnectors": "ltx2", "LTX2Vocoder": "ltx2"}
 MAX_SHARD_BYTES = 10 * 10**9
 T5_XXL = {"vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
-CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20, "projection_dim": 1280}
-CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "projection_dim": 768}
+CLIP_G = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+}
+CLIP_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+}
 
 
 def wan_transformer(*, heads: int, layers: int, ffn: int) -> Any:
@@ -89,7 +101,9 @@ def gemma3_12b() -> Any:
             "num_key_value_heads": 8, "head_dim": 256, "vocab_size": 262208}  # fmt: skip
     vision = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
               "image_size": 896, "patch_size": 14}  # fmt: skip
-    return transformers.Gemma3ForConditionalGeneration(transformers.Gemma3Config(text_config=text, vision_config=vision))
+    return transformers.Gemma3ForConditionalGeneration(
+        transformers.Gemma3Config(text_config=text, vision_config=vision)
+    )
 
 
 def gemma2_2b() -> Any:

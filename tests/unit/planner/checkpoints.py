@@ -73,16 +73,25 @@ def write_wan(
         **(extra or {}),
     }
     write_json(folder / "model_index.json", index)
-    config = {"num_attention_heads": max(1, width // 16), "attention_head_dim": 16, "patch_size": [1, 2, 2], "ffn_dim": width}
+    config = {
+        "num_attention_heads": max(1, width // 16),
+        "attention_head_dim": 16,
+        "patch_size": [1, 2, 2],
+        "ffn_dim": width,
+    }
     for name in ("transformer", *(["transformer_2"] if two_transformers else [])):
         write_json(folder / name / "config.json", {"_class_name": "WanTransformer3DModel", **config})
         write_safetensors(
-            folder / name / "diffusion_pytorch_model.safetensors", blocks("blocks", num_layers, width=width), dtype=dtype
+            folder / name / "diffusion_pytorch_model.safetensors",
+            blocks("blocks", num_layers, width=width),
+            dtype=dtype,
         )
     write_json(folder / "text_encoder" / "config.json", {"d_model": width, "num_heads": 4})
     write_safetensors(
         folder / "text_encoder" / "model.safetensors", blocks("encoder.block", encoder_layers, width=width), dtype=dtype
     )
     write_json(folder / "vae" / "config.json", {"z_dim": 4, "base_dim": 8, "dim_mult": [1, 1, 1, 1]})
-    write_safetensors(folder / "vae" / "diffusion_pytorch_model.safetensors", {"decoder.conv.weight": (16, 16)}, dtype=dtype)
+    write_safetensors(
+        folder / "vae" / "diffusion_pytorch_model.safetensors", {"decoder.conv.weight": (16, 16)}, dtype=dtype
+    )
     return folder

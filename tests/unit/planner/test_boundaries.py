@@ -46,7 +46,9 @@ def test_parameter_lies_in_its_outermost_block() -> None:
 
 
 def test_stated_containers_win_over_declared_classes() -> None:
-    rule = resolve_block_rule("UMT5EncoderModel", ["encoder.block.0.w"], declared=[(("UMT5Block",), ("encoder.block",))])
+    rule = resolve_block_rule(
+        "UMT5EncoderModel", ["encoder.block.0.w"], declared=[(("UMT5Block",), ("encoder.block",))]
+    )
     assert rule is not None
     assert rule.source == "explicit"
 

@@ -87,11 +87,20 @@ def test_index_decides_which_shards_count(tmp_path: Path) -> None:
     write_safetensors(folder / "d-00001-of-00002.safetensors", first)
     write_safetensors(folder / "d-00002-of-00002.safetensors", second)
     write_safetensors(folder / "d-stale.safetensors", {"x": (1000,)})
-    shard(folder, {**dict.fromkeys(second, "d-00002-of-00002.safetensors"), **dict.fromkeys(first, "d-00001-of-00002.safetensors")})
+    shard(
+        folder,
+        {
+            **dict.fromkeys(second, "d-00002-of-00002.safetensors"),
+            **dict.fromkeys(first, "d-00001-of-00002.safetensors"),
+        },
+    )
     transformer = read_checkpoint(str(tmp_path)).find("transformer")
     assert transformer is not None
     assert transformer.payload_bytes == BLOCK_BYTES + REST_BYTES + 128
-    assert transformer.weight_files == ("transformer/d-00002-of-00002.safetensors", "transformer/d-00001-of-00002.safetensors")
+    assert transformer.weight_files == (
+        "transformer/d-00002-of-00002.safetensors",
+        "transformer/d-00001-of-00002.safetensors",
+    )
 
 
 def test_payload_is_not_the_file_size(tmp_path: Path) -> None:
@@ -103,9 +112,14 @@ def test_payload_is_not_the_file_size(tmp_path: Path) -> None:
 
 def test_second_variant_is_not_counted_twice_and_is_chosen_when_asked(tmp_path: Path) -> None:
     folder = write_wan(tmp_path, dtype="F32")
-    write_safetensors(folder / "vae" / "diffusion_pytorch_model.fp16.safetensors", {"decoder.conv.weight": (16, 16)}, dtype="F16")
+    write_safetensors(
+        folder / "vae" / "diffusion_pytorch_model.fp16.safetensors", {"decoder.conv.weight": (16, 16)}, dtype="F16"
+    )
     plain, half = read_checkpoint(str(folder)), read_checkpoint(str(folder), variant="fp16")
-    for checkpoint, size, file in ((plain, 1024, "diffusion_pytorch_model"), (half, 512, "diffusion_pytorch_model.fp16")):
+    for checkpoint, size, file in (
+        (plain, 1024, "diffusion_pytorch_model"),
+        (half, 512, "diffusion_pytorch_model.fp16"),
+    ):
         vae = checkpoint.find("vae")
         assert vae is not None
         assert vae.payload_bytes == size
@@ -117,7 +131,10 @@ def test_second_variant_is_not_counted_twice_and_is_chosen_when_asked(tmp_path: 
 def test_sharded_variant_uses_its_own_index(tmp_path: Path) -> None:
     folder = write_wan(tmp_path) / "vae"
     write_safetensors(folder / "d.fp16-00001-of-00001.safetensors", {"w": (4,)}, dtype="F16")
-    write_json(folder / "diffusion_pytorch_model.safetensors.index.fp16.json", {"weight_map": {"w": "d.fp16-00001-of-00001.safetensors"}})
+    write_json(
+        folder / "diffusion_pytorch_model.safetensors.index.fp16.json",
+        {"weight_map": {"w": "d.fp16-00001-of-00001.safetensors"}},
+    )
     vae = read_checkpoint(str(tmp_path), variant="fp16").find("vae")
     assert vae is not None
     assert vae.payload_bytes == 8
@@ -145,7 +162,9 @@ def test_tied_weights_count_once(tmp_path: Path) -> None:
 
 def test_what_stays_in_float32_is_accounted_for(tmp_path: Path) -> None:
     folder = write_wan(tmp_path) / "transformer"
-    write_safetensors(folder / "diffusion_pytorch_model.safetensors", {"blocks.0.norm2.weight": (8,), "blocks.0.ff.weight": (8,)})
+    write_safetensors(
+        folder / "diffusion_pytorch_model.safetensors", {"blocks.0.norm2.weight": (8,), "blocks.0.ff.weight": (8,)}
+    )
     transformer = read_checkpoint(str(tmp_path)).find("transformer")
     assert transformer is not None
     assert transformer.tally.placed_bytes("bfloat16") == 8 * 4 + 8 * 2  # WanTransformer3DModel keeps norm2
@@ -162,7 +181,9 @@ def test_transformers_keeps_float32_under_float16_only(tmp_path: Path) -> None:
 
 
 def test_eight_bit_weights_keep_their_size(tmp_path: Path) -> None:
-    write_safetensors(write_wan(tmp_path) / "vae" / "diffusion_pytorch_model.safetensors", {"w": (16,)}, dtype="F8_E4M3")
+    write_safetensors(
+        write_wan(tmp_path) / "vae" / "diffusion_pytorch_model.safetensors", {"w": (16,)}, dtype="F8_E4M3"
+    )
     vae = read_checkpoint(str(tmp_path)).find("vae")
     assert vae is not None
     assert vae.tally.placed_bytes("float32") == 16
@@ -171,7 +192,10 @@ def test_eight_bit_weights_keep_their_size(tmp_path: Path) -> None:
 def test_names_from_before_a_restructuring_still_fall_into_blocks(tmp_path: Path) -> None:
     # Qwen2.5-VL declares model.language_model.layers; files may say model.layers.
     folder = write_wan(tmp_path, extra={"text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"]})
-    write_safetensors(folder / "text_encoder" / "model.safetensors", {"model.layers.0.w": (4,), "visual.blocks.1.w": (4,), "lm_head.weight": (2,)})
+    write_safetensors(
+        folder / "text_encoder" / "model.safetensors",
+        {"model.layers.0.w": (4,), "visual.blocks.1.w": (4,), "lm_head.weight": (2,)},
+    )
     encoder = read_checkpoint(str(tmp_path)).find("text_encoder")
     assert encoder is not None
     assert [b.name for b in encoder.blocks] == ["model.layers.0", "visual.blocks.1"]
@@ -217,7 +241,13 @@ def test_malformed_index(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", [["diffusers", "EvilModel"], ["evil_module", "WanTransformer3DModel"], ["transformers", "WanTransformer3DModel"], ["os", "system"]]
+    "entry",
+    [
+        ["diffusers", "EvilModel"],
+        ["evil_module", "WanTransformer3DModel"],
+        ["transformers", "WanTransformer3DModel"],
+        ["os", "system"],
+    ],
 )
 def test_unknown_class_is_refused(tmp_path: Path, entry: list[str]) -> None:
     with pytest.raises(UnknownComponentError, match="transformer is"):
@@ -236,7 +266,9 @@ def test_component_name_must_stay_in_the_folder(tmp_path: Path, name: str) -> No
         read_checkpoint(str(edit_index(write_wan(tmp_path), **{name: ["diffusers", "AutoencoderKLWan"]})))
 
 
-@pytest.mark.parametrize("name", ["../../vae/x.safetensors", "/etc/passwd", "..", "sub/x.safetensors", "s3://b/x.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["../../vae/x.safetensors", "/etc/passwd", "..", "sub/x.safetensors", "s3://b/x.safetensors"]
+)
 def test_weight_index_must_stay_in_the_folder(tmp_path: Path, name: str) -> None:
     shard(write_wan(tmp_path) / "transformer", {"w": name})
     with pytest.raises(UnsafeCheckpointError, match="plain name"):
@@ -267,7 +299,10 @@ def test_index_and_shard_disagree(tmp_path: Path) -> None:
         read_checkpoint(str(tmp_path))
 
 
-@pytest.mark.parametrize("inside", ["transformer/diffusion_pytorch_model.safetensors", "transformer/config.json", "model_index.json", "transformer"])
+@pytest.mark.parametrize(
+    "inside",
+    ["transformer/diffusion_pytorch_model.safetensors", "transformer/config.json", "model_index.json", "transformer"],
+)
 def test_link_out_of_the_folder(tmp_path: Path, inside: str) -> None:
     folder = write_wan(tmp_path / "checkpoint")
     path = folder / inside

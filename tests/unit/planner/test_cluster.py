@@ -80,8 +80,13 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_live_nodes_of_one_shape_are_joined_and_dead_ones_left_out() -> None:
-    gpu = {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 1.0, "memory": 1e11, "accelerator_type:A100": 1.0, "node:10.0.0.1": 1.0}}
-    cluster = cluster_from_ray_nodes([gpu, gpu, {**gpu, "Alive": False}, {"Alive": True, "Resources": {"CPU": 4.0, "memory": 8e9}}])
+    gpu = {
+        "Alive": True,
+        "Resources": {"CPU": 16.0, "GPU": 1.0, "memory": 1e11, "accelerator_type:A100": 1.0, "node:10.0.0.1": 1.0},
+    }
+    cluster = cluster_from_ray_nodes(
+        [gpu, gpu, {**gpu, "Alive": False}, {"Alive": True, "Resources": {"CPU": 4.0, "memory": 8e9}}]
+    )
     assert sorted((n.count, n.num_gpus) for n in cluster.node_types) == [(1, 0), (2, 1)]
 
 

@@ -18,11 +18,21 @@ def names(*items: LoadItem) -> list[str]:
 
 
 def test_larger_payload_loads_first() -> None:
-    assert names(item("transformer", 5, 0), item("text_encoder", 9, 1), item("vae", 1, 2)) == ["text_encoder", "transformer", "vae"]
+    assert names(item("transformer", 5, 0), item("text_encoder", 9, 1), item("vae", 1, 2)) == [
+        "text_encoder",
+        "transformer",
+        "vae",
+    ]
 
 
 def test_kind_decides_at_equal_payload() -> None:
-    given_items = [item("safety_checker", 1, 0), item("vae", 1, 1), item("image_encoder", 1, 2), item("text_encoder", 1, 3), item("unet", 1, 4)]
+    given_items = [
+        item("safety_checker", 1, 0),
+        item("vae", 1, 1),
+        item("image_encoder", 1, 2),
+        item("text_encoder", 1, 3),
+        item("unet", 1, 4),
+    ]
     assert names(*given_items) == ["unet", "text_encoder", "image_encoder", "vae", "safety_checker"]
 
 
@@ -39,7 +49,11 @@ def test_position_decides_last() -> None:
 
 
 def test_unknown_size_counts_as_zero() -> None:
-    assert names(item("transformer", None, 0), item("vae", 1, 1), item("text_encoder", 0, 2)) == ["vae", "transformer", "text_encoder"]
+    assert names(item("transformer", None, 0), item("vae", 1, 1), item("text_encoder", 0, 2)) == [
+        "vae",
+        "transformer",
+        "text_encoder",
+    ]
 
 
 def test_alias_ranks_by_the_name_it_is_loaded_as() -> None:

@@ -32,7 +32,12 @@ def test_reads_what_the_library_wrote(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
 
-    tensors = {"a": torch.zeros(3, 5, dtype=torch.bfloat16), "b": torch.zeros(7), "scalar": torch.tensor(1.0), "e": torch.zeros(0, 4)}
+    tensors = {
+        "a": torch.zeros(3, 5, dtype=torch.bfloat16),
+        "b": torch.zeros(7),
+        "scalar": torch.tensor(1.0),
+        "e": torch.zeros(0, 4),
+    }
     file = tmp_path / "x.safetensors"
     save_file(tensors, str(file), metadata={"format": "pt"})
     header = read_bytes(file.read_bytes())

@@ -27,7 +27,9 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture(scope="module")
 def big(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """Two denoisers of 40 blocks of 256 MiB (10 GiB each) and a text encoder of 6 GiB; sparse."""
-    folder = write_wan(tmp_path_factory.mktemp("big"), num_layers=40, width=8192, two_transformers=True, encoder_layers=24)
+    folder = write_wan(
+        tmp_path_factory.mktemp("big"), num_layers=40, width=8192, two_transformers=True, encoder_layers=24
+    )
     return read_checkpoint(str(folder))
 
 
@@ -86,7 +88,12 @@ def test_degrees_combine(wan: Checkpoint, degrees: dict[str, int], expected: tup
 
 
 @pytest.mark.parametrize(
-    "degrees", [{"num_ranks": 3, "cfg_degree": 2}, {"num_ranks": 8, "cfg_degree": 2, "fsdp_degree": 4}, {"cfg_degree": 3, "fsdp_degree": 4}]
+    "degrees",
+    [
+        {"num_ranks": 3, "cfg_degree": 2},
+        {"num_ranks": 8, "cfg_degree": 2, "fsdp_degree": 4},
+        {"cfg_degree": 3, "fsdp_degree": 4},
+    ],
 )
 def test_contradicting_degrees_are_refused(wan: Checkpoint, degrees: dict[str, int]) -> None:
     with pytest.raises(PlanRequestError, match="do not combine"):
@@ -228,7 +235,10 @@ def test_explicit_fsdp_and_layerwise_contradict(big: Checkpoint) -> None:
     [
         ({"residency": choose(dit="resident")}, "no component"),
         ({"forbid": {"dit": (Residency.OFFLOAD,)}}, "no component"),
-        ({"residency": choose(vae="resident"), "forbid": {"vae": (Residency.RESIDENT,)}}, "both asked for and forbidden"),
+        (
+            {"residency": choose(vae="resident"), "forbid": {"vae": (Residency.RESIDENT,)}},
+            "both asked for and forbidden",
+        ),
         ({"residency": choose(transformer="layerwise:99")}, "40 blocks"),
         ({"residency": choose(transformer="resident:3")}, "only layerwise"),
         ({"device": "cpu", "share_gpu": True}, "share_gpu"),

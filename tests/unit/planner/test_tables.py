@@ -25,7 +25,9 @@ def test_diffusers_table_equals_the_installed_version() -> None:
             continue
         found = find_model("diffusers", name)
         assert found is not None, name
-        assert set(found.block_classes) == {*declared(cls, "_repeated_blocks"), *declared(cls, "_no_split_modules")}, name
+        assert set(found.block_classes) == {*declared(cls, "_repeated_blocks"), *declared(cls, "_no_split_modules")}, (
+            name
+        )
         for field, attribute in ATTRIBUTES.items():
             assert set(getattr(found, field)) == set(declared(cls, attribute)), name
         assert found.context_parallel == bool(getattr(cls, "_cp_plan", None)), name
