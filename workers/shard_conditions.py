@@ -4,32 +4,22 @@ Sharding and streaming cut at the same places. The result says which rule decide
 in docs/weights.md.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from torch import nn
 
+from planner.boundaries import COMMON_CONTAINERS, is_numbered_entry_of_any
+from planner.boundaries import EXPLICIT_CONTAINERS as STATED_CONTAINERS
 from workers.errors import LoadError
 
 ShardCondition = Callable[[str, nn.Module], bool]
 
-COMMON_CONTAINERS = (
-    "blocks",
-    "layers",
-    "double_blocks",
-    "single_blocks",
-    "refiner_blocks",
-    "noise_refiner",
-    "context_refiner",
-    "transformer_blocks",
-    "single_transformer_blocks",
-    "encoder.block",
-)
-
 # Models whose blocks neither class attributes nor the common containers name completely.
 EXPLICIT_CONTAINERS: dict[str, tuple[str, ...]] = {
+    **STATED_CONTAINERS,
+    "HiDreamImageTransformer2DModel": ("double_stream_blocks", "single_stream_blocks"),
     "LatteTransformer3DModel": ("transformer_blocks", "temporal_transformer_blocks"),
     "T5FilmDecoder": ("decoders",),
 }
@@ -81,21 +71,17 @@ def numbered_entry_of(*containers: str) -> ShardCondition:
 
     A container may be dotted (`encoder.block`), and may itself lie anywhere in the model.
     """
-    pattern = re.compile(rf"(?:^|\.)(?:{'|'.join(re.escape(container) for container in containers)})\.\d+$")
-    return lambda name, _module: pattern.search(clean_name(name)) is not None
+    return lambda name, _module: is_numbered_entry_of_any(containers, clean_name(name))
 
 
 def block_of_class(*class_names: str) -> ShardCondition:
-    """True for modules of one of the classes (by name) that are numbered entries, or the `block` of one (HiDream).
+    """True for modules of one of the classes (by name) that are numbered entries of some container.
 
     Class lists name patch embeddings and norms too; those are reached by attribute from outside their own call, where
     FSDP would not have gathered them, and hold little.
     """
     wanted = frozenset(class_names)
-    entry = re.compile(r"(?:^|\.)\d+(?:\.block)?$")
-    return lambda name, module: (
-        entry.search(clean_name(name)) is not None and wanted & _original_class_names(module) != set()
-    )
+    return lambda name, module: name.rpartition(".")[2].isdigit() and wanted & _original_class_names(module) != set()
 
 
 def resolve_boundaries(

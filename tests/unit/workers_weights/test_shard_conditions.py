@@ -120,7 +120,7 @@ def test_nested_blocks_keep_the_outermost_on_request() -> None:
         (
             lambda: T5EncoderModel(T5Config(num_layers=2, d_model=8, d_kv=4, num_heads=2, d_ff=8, vocab_size=16)),
             ("encoder.block.0", "encoder.block.1"),
-            "classes: T5Block",
+            "explicit: encoder.block",
         ),
         (
             lambda: CLIPTextModel(
