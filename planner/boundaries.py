@@ -33,9 +33,9 @@ EXPLICIT_CONTAINERS: dict[str, tuple[str, ...]] = {
 def is_numbered_entry_of(container: str, qualified_name: str) -> bool:
     """Tells whether a module is a direct numbered entry of `container`.
 
-    `transformer_blocks.0` is one of `transformer_blocks`; `transformer_blocks.0.attn` and `transformer_blocks.0.ff.net.0`
-    are not. A container may be dotted (`encoder.block`), and may lie below other modules. `*` in a container stands for
-    a number (`down_blocks.*.attentions`).
+    `transformer_blocks.0` is one of `transformer_blocks`; `transformer_blocks.0.attn` and
+    `transformer_blocks.0.ff.net.0` are not. A container may be dotted (`encoder.block`), and may lie
+    below other modules. `*` in a container stands for a number (`down_blocks.*.attentions`).
     """
     parts = qualified_name.split(".")
     pattern = container.split(".")

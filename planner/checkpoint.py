@@ -110,7 +110,7 @@ def read_checkpoint(path: str, *, variant: str | None = None) -> Checkpoint:
 
     Args:
         path: local folder or fsspec URL.
-        variant: weight variant (`fp16`, ...), chosen as diffusers chooses it: components that lack it use the plain one.
+        variant: weight variant (`fp16`, ...), chosen as diffusers does: components that lack it use the plain one.
 
     Raises:
         CheckpointError: what is wrong, in which file; its subclass says which sort (see `planner.errors`).
@@ -189,8 +189,8 @@ class _Reader:
         if not tables.is_known(module, class_name):
             raise UnknownComponentError(
                 f"{where}: {name} is {class_name!r:.200} of {module!r:.200}, which neither diffusers "
-                f"{tables.table_version('diffusers')} nor transformers {tables.table_version('transformers')} has; remote "
-                f"code is never run"
+                f"{tables.table_version('diffusers')} nor transformers {tables.table_version('transformers')} has; "
+                f"remote code is never run"
             )
 
     def _read_component(self, name: str, module: str, class_name: str, position: int) -> Component:
@@ -207,10 +207,15 @@ class _Reader:
         self._digest_weights(found, tensors)
         keep = declaration.keep_in_fp32
         grouped = group_weights(
-            tensors, class_name=class_name, library=library, keep_in_fp32=keep,
-            keep_in_fp32_strict=declaration.keep_in_fp32_strict, block_classes=declaration.block_classes,
-            containers=declaration.containers, tied=declaration.tied,
-        )  # fmt: skip
+            tensors,
+            class_name=class_name,
+            library=library,
+            keep_in_fp32=keep,
+            keep_in_fp32_strict=declaration.keep_in_fp32_strict,
+            block_classes=declaration.block_classes,
+            containers=declaration.containers,
+            tied=declaration.tied,
+        )
         return Component(
             name=name,
             library=library,
@@ -240,7 +245,8 @@ class _Reader:
     def _check_variant(self, components: list[Component]) -> None:
         if self._variant is not None and components and not any(c.variant == self._variant for c in components):
             raise CheckpointFormatError(
-                f"{self._files.location}: no component has weights of the variant {self._variant!r}; leave the variant out"
+                f"{self._files.location}: no component has weights of the variant {self._variant!r}; "
+                f"leave the variant out"
             )
 
     def _read_defaults(self) -> ServingDefaults:

@@ -160,7 +160,7 @@ def resolve_cluster(
     cluster_file: str | Path | None = None,
     default_file: str | Path | None = "cluster.yaml",
 ) -> Cluster:
-    """Chooses the description: flags, else the file asked for, else live nodes, else `cluster.yaml` here, else this machine.
+    """Chooses the description: flags, the file asked for, live nodes, `cluster.yaml` here, this machine, in this order.
 
     Args:
         ray_nodes: what `ray.nodes()` returned; None if no cluster runs.

@@ -1,4 +1,4 @@
-"""What a request costs: activations and workspace in bytes, compute and copies in seconds, from configurations alone."""
+"""What a request costs: activations in bytes, compute and copies in seconds, from configurations alone."""
 
 import math
 from collections.abc import Mapping
@@ -63,7 +63,7 @@ def resolve_workload(checkpoint: Checkpoint, request: PlanRequest) -> Workload:
 
 
 def uses_guidance(checkpoint: Checkpoint) -> bool:
-    """False if guidance is embedded in the denoiser, or the checkpoint's defaults switch it off: then lanes do not help."""
+    """False if guidance is embedded in the denoiser, or switched off by the defaults: then lanes do not help."""
     scale = checkpoint.defaults.guidance_scale
     if scale is not None and scale <= 1.0:
         return False
@@ -71,8 +71,10 @@ def uses_guidance(checkpoint: Checkpoint) -> bool:
     return not (denoiser is not None and denoiser.config.get("guidance_embeds") is True)
 
 
-ONE_CALL_A_BRANCH = ("Wan", "QwenImage", "Flux", "Chroma", "HunyuanVideo", "CogView4", "Lumina2", "Kandinsky5", "Kandinsky6",
-                     "JoyImage", "Cosmos", "SkyReels")  # fmt: skip
+ONE_CALL_A_BRANCH = (
+    "Wan", "QwenImage", "Flux", "Chroma", "HunyuanVideo", "CogView4", "Lumina2", "Kandinsky5", "Kandinsky6", "JoyImage",
+    "Cosmos", "SkyReels",
+)  # fmt: skip
 """Prefixes of pipelines that call the denoiser once a branch; the others put all branches into one batch."""
 
 

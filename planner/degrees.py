@@ -59,9 +59,9 @@ def _check(num_ranks: int, cfg: int, sequence: int, fsdp: int) -> None:
     wanted = max(cfg * sequence, fsdp)
     if num_ranks != wanted or num_ranks % (cfg * sequence) or num_ranks % fsdp:
         raise PlanRequestError(
-            f"num_ranks={num_ranks}, cfg_degree={cfg}, sequence_degree={sequence} and fsdp_degree={fsdp} do not combine: "
-            f"num_ranks must be the larger of cfg_degree * sequence_degree = {cfg * sequence} and fsdp_degree = {fsdp}, and "
-            f"a multiple of both; leave num_ranks out, or change one degree"
+            f"num_ranks={num_ranks}, cfg_degree={cfg}, sequence_degree={sequence} and fsdp_degree={fsdp} do not "
+            f"combine: num_ranks must be the larger of cfg_degree * sequence_degree = {cfg * sequence} and "
+            f"fsdp_degree = {fsdp}, and a multiple of both; leave num_ranks out, or change one degree"
         )
 
 

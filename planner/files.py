@@ -155,4 +155,7 @@ class RemoteFiles:
         return data[:length]
 
 
-SINGLE_FILE_ADVICE = "convert single-file checkpoints first: DiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) in diffusers"
+SINGLE_FILE_ADVICE = (
+    "convert single-file checkpoints first, in diffusers: "
+    "DiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+)

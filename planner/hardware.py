@@ -29,7 +29,10 @@ class Gpu:
     source: str
 
 
-_FITTED = "fitted to six measured calls on one H100 80GB (Wan 1.3B, Wan 14B at three lengths, FLUX.1, Qwen-Image): within 17 %"
+_FITTED = (
+    "fitted to six measured calls on one H100 80GB (Wan 1.3B, Wan 14B at three lengths, FLUX.1, Qwen-Image): "
+    "within 17 %"
+)
 _SHEET = "data sheet peak x 0.8 (the H100's measured share of its peak); copy: 0.83 of the PCIe rate"
 _GPUS = (
     Gpu("H100", 81559 * MIB, 777.0, 506.0, 53.0, 2.7, _FITTED),
@@ -47,9 +50,18 @@ _GPUS = (
 _ALIASES = {"A100": "A100-40G", "A10": "A10G", "H100-80G": "H100", "H10080GB": "H100"}
 # Order matters: `L40S` before `L4`, `A100` before `A10`, and `H200` shares nothing with `H100`.
 _PRODUCT_NAMES = (
-    (r"H200|GH200.*144", "H200"), (r"H100|GH200", "H100"), (r"B200", "B200"), (r"A100.*80", "A100-80G"), (r"A100", "A100-40G"),
-    (r"L40S", "L40S"), (r"\bL4\b", "L4"), (r"\bA10G?\b", "A10G"), (r"\bT4\b", "T4"), (r"RTX\s?4090", "RTX4090"), (r"V100", "V100"),
-)  # fmt: skip
+    (r"H200|GH200.*144", "H200"),
+    (r"H100|GH200", "H100"),
+    (r"B200", "B200"),
+    (r"A100.*80", "A100-80G"),
+    (r"A100", "A100-40G"),
+    (r"L40S", "L40S"),
+    (r"\bL4\b", "L4"),
+    (r"\bA10G?\b", "A10G"),
+    (r"\bT4\b", "T4"),
+    (r"RTX\s?4090", "RTX4090"),
+    (r"V100", "V100"),
+)
 
 
 def find_gpu(name: str) -> Gpu | None:

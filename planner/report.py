@@ -21,8 +21,8 @@ def render_plan(plan: Plan, *, max_rejected: int = 12) -> "Group":
     head = Text.assemble(
         (plan.pipeline_class, "bold"),
         f"  {format_bytes(plan.payload_bytes)} of weights, {plan.dtype} on {plan.device}, mode {plan.mode}\n"
-        f"{group.num_ranks} rank(s): cfg {group.cfg_degree} x sequence {group.sequence_degree}, fsdp {group.fsdp_degree}; "
-        f"{group.strategy} {_bundle_text(plan)}\n{_times_text(plan)}",
+        f"{group.num_ranks} rank(s): cfg {group.cfg_degree} x sequence {group.sequence_degree}, "
+        f"fsdp {group.fsdp_degree}; {group.strategy} {_bundle_text(plan)}\n{_times_text(plan)}",
     )
     return Group(head, _component_table(plan), _memory_table(plan), render_rejected(plan.rejected, limit=max_rejected))
 

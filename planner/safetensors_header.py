@@ -120,7 +120,7 @@ def _load_json(raw: bytes, *, file: str) -> dict[str, Any]:
     try:
         document = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except _DuplicateName as error:
-        _fail(file, f"the name {error.args[0]!r:.200} appears twice in its header")
+        _fail(file, f"the name {error.args[0][:200]!r} appears twice in its header")
     except RecursionError:
         _fail(file, "its header is nested too deeply")
     except (ValueError, OverflowError) as error:
@@ -156,17 +156,18 @@ def _check_entry(name: str, entry: Any, *, file: str) -> TensorEntry:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None:
-        _fail(file, f"tensor {name!r:.200} has the unknown dtype {dtype!r:.60}")
+        _fail(file, f"tensor {name!r:.200} has the unknown dtype {_short(dtype)}")
     if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(_is_count(size) for size in shape):
-        _fail(file, f"tensor {name!r:.200} has the impossible shape {shape!r:.120}")
+        _fail(file, f"tensor {name!r:.200} has the impossible shape {_short(shape)}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
-        _fail(file, f"tensor {name!r:.200} has the impossible data_offsets {offsets!r:.120}")
+        _fail(file, f"tensor {name!r:.200} has the impossible data_offsets {_short(offsets)}")
     begin, end = offsets
     num_bits = math.prod(shape) * bits  # Python integers do not wrap around.
+    needed = num_bits / 8 if num_bits % 8 and num_bits < 2**64 else num_bits // 8
     if end - begin < 0 or num_bits != 8 * (end - begin):
         _fail(
             file,
-            f"tensor {name!r:.200} of {dtype} {shape!r:.120} needs {num_bits / 8 if num_bits % 8 else num_bits // 8} bytes, "
+            f"tensor {name!r:.200} of {dtype} {shape!r:.120} needs {needed} bytes, "
             f"its offsets {begin}..{end} give {end - begin}",
         )
     return TensorEntry(name, dtype, tuple(shape), begin, end)
@@ -174,7 +175,7 @@ def _check_entry(name: str, entry: Any, *, file: str) -> TensorEntry:
 
 def _check_name(name: str, *, file: str) -> None:
     if not name or len(name) > MAX_NAME_LENGTH or not name.isprintable() or "/" in name or "\\" in name or ".." in name:
-        _fail(file, f"the tensor name {name!r:.200} is not a parameter's name")
+        _fail(file, f"the tensor name {name[:200]!r} is not a parameter's name")
 
 
 def _check_tiling(tensors: tuple[TensorEntry, ...], *, data_bytes: int, file: str) -> None:
@@ -191,6 +192,11 @@ def _check_tiling(tensors: tuple[TensorEntry, ...], *, data_bytes: int, file: st
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
+
+
+def _short(value: Any) -> str:
+    """The value for a message; its start only, so that a huge one costs nothing."""
+    return f"{value[: MAX_DIMS + 1] if isinstance(value, list | str) else value!r:.120}"
 
 
 def _fail(file: str, offence: str) -> NoReturn:

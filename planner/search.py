@@ -203,23 +203,37 @@ def _evaluate(assignment: dict[str, Residency], degrees: Degrees, node: NodeType
 
     def trace(current: tuple[Placement, ...]) -> Moments:
         return trace_memory(
-            current, checkpoint=context.checkpoint, workload=context.workload, degrees=degrees, dtype=context.dtype,
-            device=context.device, ranks_on_node=min(per_node, degrees.num_ranks),
-        )  # fmt: skip
+            current,
+            checkpoint=context.checkpoint,
+            workload=context.workload,
+            degrees=degrees,
+            dtype=context.dtype,
+            device=context.device,
+            ranks_on_node=min(per_node, degrees.num_ranks),
+        )
 
     def times(current: tuple[Placement, ...]) -> Times:
         return predict_times(
-            current, checkpoint=context.checkpoint, workload=context.workload, degrees=degrees, dtype=context.dtype,
-            gpu=gpu, spans_nodes=spans, device=context.device,
-        )  # fmt: skip
+            current,
+            checkpoint=context.checkpoint,
+            workload=context.workload,
+            degrees=degrees,
+            dtype=context.dtype,
+            gpu=gpu,
+            spans_nodes=spans,
+            device=context.device,
+        )
 
     if context.device == "cuda" and any(p.residency is Residency.LAYERWISE for p in placements):
         budget = capacity - gpu_headroom_bytes(capacity)
         placements = choose_resident_blocks(
-            placements, request=context.request, budget_bytes=budget, dtype=context.dtype,
+            placements,
+            request=context.request,
+            budget_bytes=budget,
+            dtype=context.dtype,
             peak_of=lambda current: max(trace(current).gpu_peak_bytes),
             knee_of=lambda placement: times(placements).knees.get(placement.component.name, 0),
-        )  # fmt: skip
+        )
     return _Candidate(degrees, node, placements, trace(placements), times(placements), capacity, spans)
 
 
@@ -282,7 +296,8 @@ def _why_not(candidate: _Candidate, chosen: _Candidate, mode: Mode) -> str:
     if round(slower, 6) > round(fastest, 6):
         return f"fits, but a request takes {slower:.3g} s against {fastest:.3g} s"
     if candidate.degrees.num_ranks > chosen.degrees.num_ranks:
-        return f"fits, but takes {candidate.degrees.num_ranks} ranks for the same time, {chosen.degrees.num_ranks} are enough"
+        ranks, enough = candidate.degrees.num_ranks, chosen.degrees.num_ranks
+        return f"fits, but takes {ranks} ranks for the same time, {enough} are enough"
     return f"fits at the same time, with {_gib(peak)} GiB a GPU against {_gib(best)}"
 
 
@@ -297,8 +312,8 @@ def _infeasible(context: _Context, rejected: Sequence[RejectedOption], closest: 
     explicit = explicit_choices(request)
     named = f" The explicit choices {', '.join(explicit)} leave nothing else." if explicit else ""
     message = (
-        f"no plan fits for {checkpoint.path} ({checkpoint.pipeline_class}, {_gib(checkpoint.payload_bytes)} GiB of weights) in mode "
-        f"{request.mode}: {reason}.{named} Ways out: {'; '.join(_ways_out(context))}."
+        f"no plan fits for {checkpoint.path} ({checkpoint.pipeline_class}, {_gib(checkpoint.payload_bytes)} GiB of "
+        f"weights) in mode {request.mode}: {reason}.{named} Ways out: {'; '.join(_ways_out(context))}."
     )
     report = InfeasibleReport(
         checkpoint=checkpoint.path,
@@ -313,8 +328,11 @@ def _infeasible(context: _Context, rejected: Sequence[RejectedOption], closest: 
 
 def explicit_choices(request: PlanRequest) -> list[str]:
     """The request's explicit choices as a user writes them."""
-    stated = [f"{name}={getattr(request, name)}" for name in ("num_ranks", "cfg_degree", "sequence_degree", "fsdp_degree")
-              if getattr(request, name) is not None]  # fmt: skip
+    stated = [
+        f"{name}={getattr(request, name)}"
+        for name in ("num_ranks", "cfg_degree", "sequence_degree", "fsdp_degree")
+        if getattr(request, name) is not None
+    ]
     for name, choice in request.residency.items():
         k = "" if choice.num_resident_blocks is None else f":{choice.num_resident_blocks}"
         stated.append(f"{name}={choice.residency}{k}")

@@ -1,4 +1,4 @@
-"""What diffusers and transformers declare about their classes, from generated JSON (`python -m tests.tools.make_tables`)."""
+"""What diffusers and transformers declare about their classes, from JSON made by `tests.tools.make_tables`."""
 
 import json
 from collections.abc import Mapping

@@ -47,7 +47,7 @@ def to_json(table: dict[str, Any]) -> str:
 
 
 def make_diffusers_table() -> dict[str, Any]:
-    """Classes that `model_index.json` may name: models, schedulers, pipelines, and models that live in pipeline modules."""
+    """What `model_index.json` may name: models, schedulers, pipelines, and models that live in pipeline modules."""
     structure = diffusers._import_structure
     exported = _exported_names(diffusers)
     pipelines = sorted(n for n in exported if n.endswith(("Pipeline", "PipelineOutput")) or "Pipeline" in n)

@@ -68,15 +68,26 @@ def clip_g_projection() -> Any:
 
 def sd_vae(*, latent_channels: int = 4, quantized: bool = True) -> Any:
     return lambda: diffusers.AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=latent_channels,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        use_quant_conv=quantized, use_post_quant_conv=quantized,
-    )  # fmt: skip
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=latent_channels,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        use_quant_conv=quantized,
+        use_post_quant_conv=quantized,
+    )
 
 
 def qwen_encoder() -> Any:
-    text = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
-            "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False}  # fmt: skip
+    text = {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "tie_word_embeddings": False,
+    }
     vision = {"hidden_size": 1280, "intermediate_size": 3420, "depth": 32, "num_heads": 16, "out_hidden_size": 3584}
     config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
     return transformers.Qwen2_5_VLForConditionalGeneration(config)
@@ -84,31 +95,66 @@ def qwen_encoder() -> Any:
 
 def sd35_transformer() -> Any:
     return diffusers.SD3Transformer2DModel(
-        sample_size=128, patch_size=2, in_channels=16, num_layers=38, attention_head_dim=64, num_attention_heads=38,
-        joint_attention_dim=4096, caption_projection_dim=2432, pooled_projection_dim=2048, out_channels=16,
-        pos_embed_max_size=192, qk_norm="rms_norm",
-    )  # fmt: skip
+        sample_size=128,
+        patch_size=2,
+        in_channels=16,
+        num_layers=38,
+        attention_head_dim=64,
+        num_attention_heads=38,
+        joint_attention_dim=4096,
+        caption_projection_dim=2432,
+        pooled_projection_dim=2048,
+        out_channels=16,
+        pos_embed_max_size=192,
+        qk_norm="rms_norm",
+    )
 
 
 def llama_8b() -> Any:
-    config = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-              "num_key_value_heads": 8, "vocab_size": 128320}  # fmt: skip
+    config = {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128320,
+    }
     return transformers.LlamaModel(transformers.LlamaConfig(**config))
 
 
 def gemma3_12b() -> Any:
-    text = {"hidden_size": 3840, "intermediate_size": 15360, "num_hidden_layers": 48, "num_attention_heads": 16,
-            "num_key_value_heads": 8, "head_dim": 256, "vocab_size": 262208}  # fmt: skip
-    vision = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
-              "image_size": 896, "patch_size": 14}  # fmt: skip
+    text = {
+        "hidden_size": 3840,
+        "intermediate_size": 15360,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 256,
+        "vocab_size": 262208,
+    }
+    vision = {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 896,
+        "patch_size": 14,
+    }
     return transformers.Gemma3ForConditionalGeneration(
         transformers.Gemma3Config(text_config=text, vision_config=vision)
     )
 
 
 def gemma2_2b() -> Any:
-    config = {"hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
-              "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256000}  # fmt: skip
+    config = {
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 256000,
+    }
     return transformers.Gemma2Model(transformers.Gemma2Config(**config))
 
 
@@ -120,65 +166,132 @@ def cogvideox_transformer() -> Any:
 
 def dc_ae() -> Any:
     return diffusers.AutoencoderDC(
-        latent_channels=32, attention_head_dim=32,
+        latent_channels=32,
+        attention_head_dim=32,
         encoder_block_types=("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
         decoder_block_types=("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
         encoder_block_out_channels=(128, 256, 512, 512, 1024, 1024),
         decoder_block_out_channels=(128, 256, 512, 512, 1024, 1024),
-        encoder_layers_per_block=(2, 2, 2, 3, 3, 3), decoder_layers_per_block=(3, 3, 3, 3, 3, 3),
-        encoder_qkv_multiscales=((), (), (), (5,), (5,), (5,)), decoder_qkv_multiscales=((), (), (), (5,), (5,), (5,)),
-    )  # fmt: skip
+        encoder_layers_per_block=(2, 2, 2, 3, 3, 3),
+        decoder_layers_per_block=(3, 3, 3, 3, 3, 3),
+        encoder_qkv_multiscales=((), (), (), (5,), (5,), (5,)),
+        decoder_qkv_multiscales=((), (), (), (5,), (5,), (5,)),
+    )
 
 
 def sdxl_unet() -> Any:
     return diffusers.UNet2DConditionModel(
-        sample_size=128, block_out_channels=(320, 640, 1280), layers_per_block=2,
+        sample_size=128,
+        block_out_channels=(320, 640, 1280),
+        layers_per_block=2,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10), attention_head_dim=(5, 10, 20), cross_attention_dim=2048,
-        addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
         use_linear_projection=True,
-    )  # fmt: skip
+    )
 
 
 def pixart_transformer() -> Any:
     return diffusers.PixArtTransformer2DModel(
-        sample_size=128, num_attention_heads=16, attention_head_dim=72, num_layers=28, in_channels=4, out_channels=8,
-        cross_attention_dim=1152, caption_channels=4096,
-    )  # fmt: skip
+        sample_size=128,
+        num_attention_heads=16,
+        attention_head_dim=72,
+        num_layers=28,
+        in_channels=4,
+        out_channels=8,
+        cross_attention_dim=1152,
+        caption_channels=4096,
+    )
 
 
 WAN_14B = wan_transformer(heads=40, layers=40, ffn=13824)
 Parts = dict[str, Callable[[], Any]]
 SKELETONS: dict[str, tuple[str, Parts]] = {
-    "Wan2.1-T2V-1.3B": ("WanPipeline", {
-        "text_encoder": umt5_xxl, "transformer": wan_transformer(heads=12, layers=30, ffn=8960), "vae": diffusers.AutoencoderKLWan}),
-    "Wan2.1-T2V-14B": ("WanPipeline", {
-        "text_encoder": umt5_xxl, "transformer": WAN_14B, "vae": diffusers.AutoencoderKLWan}),
-    "Wan2.2-T2V-A14B": ("WanPipeline", {
-        "text_encoder": umt5_xxl, "transformer": WAN_14B, "transformer_2": WAN_14B, "vae": diffusers.AutoencoderKLWan}),
-    "Qwen-Image": ("QwenImagePipeline", {
-        "text_encoder": qwen_encoder, "transformer": diffusers.QwenImageTransformer2DModel, "vae": diffusers.AutoencoderKLQwenImage}),
-    "FLUX.1-dev": ("FluxPipeline", {
-        "text_encoder": clip_l, "text_encoder_2": t5_xxl,
-        "transformer": lambda: diffusers.FluxTransformer2DModel(guidance_embeds=True), "vae": sd_vae(latent_channels=16, quantized=False)}),
-    "SD3.5-large": ("StableDiffusion3Pipeline", {
-        "text_encoder": clip_l_projection, "text_encoder_2": clip_g_projection, "text_encoder_3": t5_xxl,
-        "transformer": sd35_transformer, "vae": sd_vae(latent_channels=16, quantized=False)}),
-    "HunyuanVideo": ("HunyuanVideoPipeline", {
-        "text_encoder": llama_8b, "text_encoder_2": clip_l,
-        "transformer": lambda: diffusers.HunyuanVideoTransformer3DModel(guidance_embeds=True), "vae": diffusers.AutoencoderKLHunyuanVideo}),
-    "LTX-2": ("LTX2Pipeline", {
-        "text_encoder": gemma3_12b, "connectors": LTX2TextConnectors, "transformer": diffusers.LTX2VideoTransformer3DModel,
-        "vae": diffusers.AutoencoderKLLTX2Video, "audio_vae": diffusers.AutoencoderKLLTX2Audio, "vocoder": LTX2Vocoder}),
-    "CogVideoX-5B": ("CogVideoXPipeline", {
-        "text_encoder": t5_xxl, "transformer": cogvideox_transformer, "vae": diffusers.AutoencoderKLCogVideoX}),
-    "Sana-1.6B": ("SanaPipeline", {"text_encoder": gemma2_2b, "transformer": diffusers.SanaTransformer2DModel, "vae": dc_ae}),
-    "SDXL": ("StableDiffusionXLPipeline", {
-        "text_encoder": clip_l, "text_encoder_2": clip_g_projection, "unet": sdxl_unet, "vae": sd_vae()}),
-    "PixArt-Sigma": ("PixArtSigmaPipeline", {
-        "text_encoder": t5_xxl, "transformer": pixart_transformer, "vae": sd_vae()}),
-}  # fmt: skip
+    "Wan2.1-T2V-1.3B": (
+        "WanPipeline",
+        {
+            "text_encoder": umt5_xxl,
+            "transformer": wan_transformer(heads=12, layers=30, ffn=8960),
+            "vae": diffusers.AutoencoderKLWan,
+        },
+    ),
+    "Wan2.1-T2V-14B": (
+        "WanPipeline",
+        {"text_encoder": umt5_xxl, "transformer": WAN_14B, "vae": diffusers.AutoencoderKLWan},
+    ),
+    "Wan2.2-T2V-A14B": (
+        "WanPipeline",
+        {"text_encoder": umt5_xxl, "transformer": WAN_14B, "transformer_2": WAN_14B, "vae": diffusers.AutoencoderKLWan},
+    ),
+    "Qwen-Image": (
+        "QwenImagePipeline",
+        {
+            "text_encoder": qwen_encoder,
+            "transformer": diffusers.QwenImageTransformer2DModel,
+            "vae": diffusers.AutoencoderKLQwenImage,
+        },
+    ),
+    "FLUX.1-dev": (
+        "FluxPipeline",
+        {
+            "text_encoder": clip_l,
+            "text_encoder_2": t5_xxl,
+            "transformer": lambda: diffusers.FluxTransformer2DModel(guidance_embeds=True),
+            "vae": sd_vae(latent_channels=16, quantized=False),
+        },
+    ),
+    "SD3.5-large": (
+        "StableDiffusion3Pipeline",
+        {
+            "text_encoder": clip_l_projection,
+            "text_encoder_2": clip_g_projection,
+            "text_encoder_3": t5_xxl,
+            "transformer": sd35_transformer,
+            "vae": sd_vae(latent_channels=16, quantized=False),
+        },
+    ),
+    "HunyuanVideo": (
+        "HunyuanVideoPipeline",
+        {
+            "text_encoder": llama_8b,
+            "text_encoder_2": clip_l,
+            "transformer": lambda: diffusers.HunyuanVideoTransformer3DModel(guidance_embeds=True),
+            "vae": diffusers.AutoencoderKLHunyuanVideo,
+        },
+    ),
+    "LTX-2": (
+        "LTX2Pipeline",
+        {
+            "text_encoder": gemma3_12b,
+            "connectors": LTX2TextConnectors,
+            "transformer": diffusers.LTX2VideoTransformer3DModel,
+            "vae": diffusers.AutoencoderKLLTX2Video,
+            "audio_vae": diffusers.AutoencoderKLLTX2Audio,
+            "vocoder": LTX2Vocoder,
+        },
+    ),
+    "CogVideoX-5B": (
+        "CogVideoXPipeline",
+        {"text_encoder": t5_xxl, "transformer": cogvideox_transformer, "vae": diffusers.AutoencoderKLCogVideoX},
+    ),
+    "Sana-1.6B": (
+        "SanaPipeline",
+        {"text_encoder": gemma2_2b, "transformer": diffusers.SanaTransformer2DModel, "vae": dc_ae},
+    ),
+    "SDXL": (
+        "StableDiffusionXLPipeline",
+        {"text_encoder": clip_l, "text_encoder_2": clip_g_projection, "unet": sdxl_unet, "vae": sd_vae()},
+    ),
+    "PixArt-Sigma": (
+        "PixArtSigmaPipeline",
+        {"text_encoder": t5_xxl, "transformer": pixart_transformer, "vae": sd_vae()},
+    ),
+}
 
 
 def write_skeleton(folder: Path, name: str) -> Path:

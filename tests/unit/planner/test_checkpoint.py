@@ -35,8 +35,10 @@ def shard(folder: Path, weight_map: dict[str, str], *, stem: str = "diffusion_py
 def test_reads_components_blocks_bytes_and_parameters(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(str(write_wan(tmp_path, num_layers=4)))
     assert [(c.name, c.kind) for c in checkpoint.components] == [
-        ("text_encoder", ComponentKind.TEXT_ENCODER), ("transformer", ComponentKind.DENOISER), ("vae", ComponentKind.VAE),
-    ]  # fmt: skip
+        ("text_encoder", ComponentKind.TEXT_ENCODER),
+        ("transformer", ComponentKind.DENOISER),
+        ("vae", ComponentKind.VAE),
+    ]
     transformer = checkpoint.find("transformer")
     assert transformer is not None
     assert [block.name for block in transformer.blocks] == [f"blocks.{i}" for i in range(4)]

@@ -42,9 +42,15 @@ def test_stated_gpu_memory_wins() -> None:
 
 
 @pytest.mark.parametrize(
-    "flags", [{"gpus_per_node": 1}, {"gpus_per_node": 1, "gpu_type": "Voodoo2"}, {"gpus_per_node": -1}, {"gpus_per_node": 0, "num_nodes": 0},
-              {"gpus_per_node": 1, "gpu_memory_gib": 0}]
-)  # fmt: skip
+    "flags",
+    [
+        {"gpus_per_node": 1},
+        {"gpus_per_node": 1, "gpu_type": "Voodoo2"},
+        {"gpus_per_node": -1},
+        {"gpus_per_node": 0, "num_nodes": 0},
+        {"gpus_per_node": 1, "gpu_memory_gib": 0},
+    ],
+)
 def test_impossible_flags(flags: dict[str, object]) -> None:
     with pytest.raises(ClusterError):
         cluster_from_flags(**flags)  # type: ignore[arg-type]
@@ -61,12 +67,18 @@ def test_ray_up_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a: [", "[]", "available_node_types: {}", "available_node_types: {a: 3}",
-     "available_node_types: {a: {max_workers: 1, resources: {CPU: x, memory: 1}}}",
-     "available_node_types: {a: {max_workers: 1, resources: {CPU: 1}}}",
-     "available_node_types: {a: {max_workers: 0, resources: {CPU: 1, memory: 1}}}",
-     "available_node_types: {a: {max_workers: 1, resources: {CPU: 1, GPU: 1, memory: 1}}}"],
-)  # fmt: skip
+    [
+        "",
+        "a: [",
+        "[]",
+        "available_node_types: {}",
+        "available_node_types: {a: 3}",
+        "available_node_types: {a: {max_workers: 1, resources: {CPU: x, memory: 1}}}",
+        "available_node_types: {a: {max_workers: 1, resources: {CPU: 1}}}",
+        "available_node_types: {a: {max_workers: 0, resources: {CPU: 1, memory: 1}}}",
+        "available_node_types: {a: {max_workers: 1, resources: {CPU: 1, GPU: 1, memory: 1}}}",
+    ],
+)
 def test_unreadable_file(tmp_path: Path, text: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(text)

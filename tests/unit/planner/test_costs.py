@@ -1,6 +1,5 @@
 """The model of cost against calls measured on one H100 80GB (bf16, eager, random weights of the real architectures)."""
 
-
 import pytest
 
 from planner.checkpoint import Checkpoint, read_checkpoint
@@ -54,9 +53,16 @@ def test_call_time_is_within_20_percent_of_the_measured(
 
 
 @pytest.mark.parametrize(
-    ("frames", "residency", "measured_gib"), [(81, "resident", 30.2), (81, "layerwise:0", 5.3), (17, "layerwise:0", 2.6), (9, "layerwise:0", 2.3),
-                                              (9, "layerwise:10", 8.8), (9, "layerwise:20", 15.4)]
-)  # fmt: skip
+    ("frames", "residency", "measured_gib"),
+    [
+        (81, "resident", 30.2),
+        (81, "layerwise:0", 5.3),
+        (17, "layerwise:0", 2.6),
+        (9, "layerwise:0", 2.3),
+        (9, "layerwise:10", 8.8),
+        (9, "layerwise:20", 15.4),
+    ],
+)
 def test_denoising_peak_of_wan_14b_is_close_to_the_measured(
     skeletons: dict[str, Checkpoint], frames: int, residency: str, measured_gib: float
 ) -> None:
@@ -105,9 +111,19 @@ def test_explicit_layerwise_without_k_is_the_knee(skeletons: dict[str, Checkpoin
 
 @pytest.mark.parametrize(
     ("product", "name"),
-    [("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA A100-SXM4-80GB", "A100-80G"), ("NVIDIA A100-SXM4-40GB", "A100-40G"), ("NVIDIA L40S", "L40S"),
-     ("NVIDIA L4", "L4"), ("Tesla T4", "T4"), ("NVIDIA A10G", "A10G"), ("NVIDIA H200", "H200"), ("h100", "H100"), ("A100", "A100-40G")],
-)  # fmt: skip
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA A100-SXM4-80GB", "A100-80G"),
+        ("NVIDIA A100-SXM4-40GB", "A100-40G"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA L4", "L4"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA H200", "H200"),
+        ("h100", "H100"),
+        ("A100", "A100-40G"),
+    ],
+)
 def test_product_names(product: str, name: str) -> None:
     gpu = find_gpu(product)
     assert gpu is not None

@@ -63,9 +63,18 @@ def test_alias_ranks_by_the_name_it_is_loaded_as() -> None:
 
 
 def test_each_position_says_which_criterion_decided() -> None:
-    reasons = [p.reason for p in order_components([
-        item("transformer", 9, 0), item("transformer_2", 9, 1), item("vae", 9, 2), item("vae_b", 1, 3), item("vae_c", 1, 4, kind=ComponentKind.OTHER),
-    ])]  # fmt: skip
+    reasons = [
+        p.reason
+        for p in order_components(
+            [
+                item("transformer", 9, 0),
+                item("transformer_2", 9, 1),
+                item("vae", 9, 2),
+                item("vae_b", 1, 3),
+                item("vae_c", 1, 4, kind=ComponentKind.OTHER),
+            ]
+        )
+    ]
     assert "largest payload" in reasons[0]
     assert "higher numbered variant" in reasons[1]
     assert "denoiser loads before vae" in reasons[2]
@@ -73,9 +82,13 @@ def test_each_position_says_which_criterion_decided() -> None:
 
 
 ITEMS = st.lists(
-    st.tuples(st.sampled_from(["transformer", "transformer_2", "vae", "text_encoder", "text_encoder_3", "x"]), st.none() | st.integers(0, 3)),
-    min_size=1, max_size=8,
-)  # fmt: skip
+    st.tuples(
+        st.sampled_from(["transformer", "transformer_2", "vae", "text_encoder", "text_encoder_3", "x"]),
+        st.none() | st.integers(0, 3),
+    ),
+    min_size=1,
+    max_size=8,
+)
 
 
 @given(ITEMS, st.randoms())

@@ -1,5 +1,6 @@
 """Headers: what is read, and each hostile case refused by a typed error, quickly and in little memory."""
 
+import contextlib
 import json
 import struct
 import time
@@ -46,6 +47,7 @@ def test_reads_what_the_library_wrote(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+ONE_BYTE = b'{"dtype":"U8","shape":[1],"data_offsets":[0,1]}'
 HOSTILE = {
     "empty file": (b"", "truncated or empty"),
     "seven bytes": (b"\0" * 7, "truncated or empty"),
@@ -54,8 +56,8 @@ HOSTILE = {
     "header of all ones": (b"\xff" * 32, "at most"),
     "not utf-8": (packed(b"\xff\xfe{}"), "not valid JSON"),
     "a list": (packed([]), "JSON list"),
-    "duplicate name": (packed(b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', data=1), "twice"),
-    "duplicate key inside": (packed(b'{"a":{"dtype":"U8","dtype":"U8","shape":[1],"data_offsets":[0,1]}}', data=1), "twice"),
+    "duplicate name": (packed(b'{"a":' + ONE_BYTE + b',"a":' + ONE_BYTE + b"}", data=1), "twice"),
+    "duplicate key inside": (packed(b'{"a":{"dtype":"U8",' + ONE_BYTE[1:] + b"}", data=1), "twice"),
     "gap": (packed({"a": tensor(0, 4), "b": tensor(5, 8)}, data=8), "gap"),
     "gap at the start": (packed({"a": tensor(1, 4)}, data=4), "gap"),
     "overlap": (packed({"a": tensor(0, 4), "b": tensor(2, 6)}, data=6), "overlaps"),
@@ -77,7 +79,7 @@ HOSTILE = {
     "extra key": (packed({"a": {**tensor(0, 1), "x": 1}}, data=1), "exactly"),
     "path as a name": (packed({"../../x": tensor(0, 1)}, data=1), "not a parameter's name"),
     "control character": (packed({"a\nb": tensor(0, 1)}, data=1), "not a parameter's name"),
-    "surrogate": (packed(b'{"\\ud800":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', data=1), "not a parameter's name"),
+    "surrogate": (packed(b'{"\\ud800":' + ONE_BYTE + b"}", data=1), "not a parameter's name"),
     "NaN": (packed(b'{"a":NaN}'), "not valid JSON"),
     "huge integer": (packed(b'{"a":' + b"9" * 5000 + b"}"), "not valid JSON"),
     "half a byte": (packed({"a": {"dtype": "F4", "shape": [3], "data_offsets": [0, 1]}}, data=1), "needs 1.5 bytes"),
@@ -112,10 +114,10 @@ def bombs() -> dict[str, bytes]:
 @pytest.mark.parametrize("name", bombs())
 def test_hostile_header_costs_little_time_and_memory(name: str) -> None:
     content = packed(bombs()[name])
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(CheckpointFormatError):
         read_bytes(content)
-    assert time.perf_counter() - started < 0.5  # 0.1 s alone; CI machines are shared
+    assert time.process_time() - started < 0.2  # seconds of CPU; 0.1 s on an idle machine
     tracemalloc.start()
     with pytest.raises(CheckpointFormatError):
         read_bytes(content)
@@ -127,10 +129,8 @@ def test_hostile_header_costs_little_time_and_memory(name: str) -> None:
 @given(st.binary(max_size=200))
 @settings(max_examples=200, deadline=None)
 def test_any_bytes_give_a_header_or_a_typed_error(content: bytes) -> None:
-    try:
+    with contextlib.suppress(CheckpointFormatError):
         read_bytes(content)
-    except CheckpointFormatError:
-        pass
 
 
 JSON = st.recursive(

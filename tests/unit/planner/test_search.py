@@ -180,7 +180,7 @@ def test_group_larger_than_any_node_is_refused_or_spans(wan: Checkpoint) -> None
 def test_speed_keeps_everything_resident_or_refuses(big: Checkpoint) -> None:
     plan = plan_group(big, gpus(1, 80), PlanRequest(mode=Mode.SPEED, **SHAPES))  # type: ignore[arg-type]
     assert set(residency(plan).values()) == {Residency.RESIDENT}
-    with pytest.raises(InfeasiblePlanError, match="needs .* GiB a GPU.* available"):
+    with pytest.raises(InfeasiblePlanError, match=r"needs .* GiB a GPU.* available"):
         plan_group(big, gpus(1, 24), PlanRequest(mode=Mode.SPEED, **SHAPES))  # type: ignore[arg-type]
 
 
@@ -312,15 +312,18 @@ REQUESTS = st.fixed_dictionaries(
         "fsdp_degree": st.sampled_from([1, 2, 4]),
         "residency": st.dictionaries(
             st.sampled_from(["transformer", "transformer_2", "text_encoder", "vae"]),
-            st.sampled_from(list(Residency)).map(lambda r: ResidencyChoice(residency=r)), max_size=2,
+            st.sampled_from(list(Residency)).map(lambda r: ResidencyChoice(residency=r)),
+            max_size=2,
         ),
         "forbid": st.dictionaries(
-            st.sampled_from(["transformer", "text_encoder", "vae"]), st.tuples(st.sampled_from(list(Residency))), max_size=2
+            st.sampled_from(["transformer", "text_encoder", "vae"]),
+            st.tuples(st.sampled_from(list(Residency))),
+            max_size=2,
         ),
         "prefetch_depth": st.integers(1, 3),
         "batch_size": st.integers(1, 3),
     },
-)  # fmt: skip
+)
 
 
 def try_plan(checkpoint: Checkpoint, cluster: Cluster, request: PlanRequest) -> Plan | None:

@@ -41,9 +41,21 @@ def test_every_pipeline_and_scheduler_of_diffusers_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["UMT5EncoderModel", "T5EncoderModel", "CLIPTextModel", "CLIPTextModelWithProjection", "Qwen2_5_VLForConditionalGeneration",
-             "LlamaModel", "CLIPVisionModelWithProjection", "GlmModel", "Gemma2Model", "Qwen3Model", "BertModel"]
-)  # fmt: skip
+    "name",
+    [
+        "UMT5EncoderModel",
+        "T5EncoderModel",
+        "CLIPTextModel",
+        "CLIPTextModelWithProjection",
+        "Qwen2_5_VLForConditionalGeneration",
+        "LlamaModel",
+        "CLIPVisionModelWithProjection",
+        "GlmModel",
+        "Gemma2Model",
+        "Qwen3Model",
+        "BertModel",
+    ],
+)
 def test_transformers_table_equals_the_installed_version(name: str) -> None:
     cls = getattr(transformers, name)
     found = find_model("transformers", name)
