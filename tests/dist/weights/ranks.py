@@ -15,7 +15,7 @@ RankFunction = Callable[..., Any]
 
 
 def run_ranks(
-    function: RankFunction, folder: Path, *args: Any, num_ranks: int = 2, deadline_s: float = 90
+    function: RankFunction, folder: Path, *args: Any, num_ranks: int = 2, deadline_s: float = 150
 ) -> list[Any]:
     """Calls `function(mesh, *args)` on each rank; returns the JSON-able results by rank.
 

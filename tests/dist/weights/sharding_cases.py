@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiTTransformer2DModel
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
@@ -36,6 +36,8 @@ def all_cases(mesh: DeviceMesh, folder: str) -> dict[str, Any]:
             tied_across_blocks,
             scalars_and_uneven_rows,
             placed_shards,
+            compiled_blocks,
+            borrowed_part_of_a_block,
         )
     }
 
@@ -192,6 +194,54 @@ def placed_shards(mesh: DeviceMesh, _folder: Path) -> dict[str, Any]:
         set_local_shard(empty, [name], tensor[first : first + count].clone())
     gathered = {name: _whole(tensor) for name, tensor in empty.named_parameters()}
     return {"equal": all(torch.equal(gathered[name], tensor) for name, tensor in state.items())}
+
+
+def compiled_blocks(mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
+    """Blocks are compiled before they are sharded."""
+    import torch._dynamo.testing
+
+    counter = torch._dynamo.testing.CompileCounter()
+    options: dict[str, Any] = {
+        "library": "diffusers",
+        "class_name": "WanTransformer3DModel",
+        "dtype": torch.float32,
+        "device": torch.device("cpu"),
+    }
+    whole = load_component(folder / "wide", **options).module
+    sharded = load_component(
+        folder / "wide",
+        mesh=mesh,
+        compile_blocks=lambda model: model.compile_repeated_blocks(backend=counter),
+        **options,
+    ).module
+    inputs = {
+        "hidden_states": torch.ones(1, 4, 1, 4, 4),
+        "timestep": torch.tensor([5]),
+        "encoder_hidden_states": torch.ones(1, 3, 24),
+    }
+    with torch.no_grad():
+        expected = whole(**inputs)[0]
+        equal = [torch.equal(expected, sharded(**inputs)[0]) for _ in range(3)]
+    return {"equal": equal, "num_graphs": counter.frame_count}
+
+
+def borrowed_part_of_a_block(mesh: DeviceMesh, _folder: Path) -> dict[str, Any]:
+    """DiT asks its first block for an embedding before it calls the block."""
+    torch.manual_seed(0)
+    model = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, num_layers=2, sample_size=4, num_embeds_ada_norm=4,
+        norm_num_groups=4,
+    ).eval()  # fmt: skip
+    inputs = {
+        "hidden_states": torch.randn(1, 4, 4, 4),
+        "timestep": torch.tensor([5]),
+        "class_labels": torch.tensor([1]),
+    }
+    model.requires_grad_(False)
+    expected = model(**inputs)[0]
+    sharding = apply_sharding(model, mesh=mesh)
+    equal = [torch.equal(expected, model(**inputs)[0]) for _ in range(2)]
+    return {"equal": equal, "borrowed": list(sharding.boundaries.borrowed)}
 
 
 class Blocks(nn.Module):

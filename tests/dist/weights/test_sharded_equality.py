@@ -12,6 +12,8 @@ from workers.stream_files import find_weight_files, read_headers
 
 QUICK_NAMES = [model.class_name for model in all_models() if model.quick]
 
+pytestmark = pytest.mark.timeout(180)  # two ranks start and import everything
+
 
 @pytest.fixture(scope="module")
 def quick_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

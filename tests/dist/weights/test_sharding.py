@@ -10,6 +10,8 @@ from tests.dist.weights.ranks import run_ranks
 from tests.dist.weights.sharding_cases import all_cases
 from tests.dist.weights.tiny_models import WAN
 
+pytestmark = pytest.mark.timeout(180)  # two ranks start and import everything
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
@@ -71,3 +73,14 @@ def test_scalars_stay_whole_and_uneven_rows_are_right(results: list[dict[str, An
 def test_placed_shards_are_what_is_gathered(results: list[dict[str, Any]]) -> None:
     for found in each(results, "placed_shards"):
         assert found["equal"]
+
+
+def test_compiled_blocks_stay_compiled_when_sharded(results: list[dict[str, Any]]) -> None:
+    for found in each(results, "compiled_blocks"):
+        assert found["equal"] == [True, True, True]
+        assert found["num_graphs"] > 0
+
+
+def test_part_of_a_block_that_is_called_past_it_is_gathered(results: list[dict[str, Any]]) -> None:
+    for found in each(results, "borrowed_part_of_a_block"):
+        assert found == {"equal": [True, True], "borrowed": ["transformer_blocks.0.norm1.emb"]}

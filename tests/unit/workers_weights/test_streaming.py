@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, UNet2DConditionModel, WanTransformer3DModel
+from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, UNet2DConditionModel, WanTransformer3DModel
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
@@ -33,10 +33,12 @@ class LazyEngine:
         self.pending: list[tuple[Tensor, Tensor]] = []
         self.log: list[tuple[str, int]] = []
         self.marks = 0
+        self.used: set[int] = set()
         self.marked: dict[int, int] = {}
 
     def start_copy(self, target: Tensor, source: Tensor, *, after: Any) -> Any:
         assert after == self.marked.get(target.data_ptr()), "the copy must wait for the buffer's last computation"
+        assert after is not None or target.data_ptr() not in self.used, "a computation with this buffer was not marked"
         target.fill_(255)
         self.pending.append((target, source))
         self.log.append(("copy", source.data_ptr()))
@@ -46,6 +48,7 @@ class LazyEngine:
         target, source = self.pending[ticket]
         target.copy_(source)
         self.in_use = target.data_ptr()
+        self.used.add(target.data_ptr())
         self.log.append(("wait", source.data_ptr()))
 
     def mark(self) -> Any:
@@ -339,6 +342,19 @@ def test_a_block_called_past_its_hook_sees_host_memory() -> None:
     host = handle._blocks[0].host
     address = model.blocks[0].up.data_ptr()
     assert host.data_ptr() <= address < host.data_ptr() + host.nbytes
+
+
+def test_part_of_a_block_that_is_called_past_it_stays_on_the_device() -> None:
+    """DiT asks its first block for an embedding before it calls the block."""
+    module = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, num_layers=2, sample_size=4, num_embeds_ada_norm=4,
+        norm_num_groups=4,
+    )  # fmt: skip
+    handle = apply_streaming(module, device=CPU)
+    streamed = {id(entry.tensor) for block in handle._blocks for entry in block.layout.entries}
+    borrowed = {id(tensor) for tensor in module.transformer_blocks[0].norm1.emb.parameters()}
+    assert borrowed
+    assert not streamed & borrowed
 
 
 def test_module_names_the_device_that_it_computes_on() -> None:
