@@ -57,6 +57,8 @@ class CudaEngine:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream = cuda.Stream(device)
+        # Device buffers may reuse memory that earlier work still reads.
+        self._stream.wait_stream(cuda.current_stream(device))
 
     def start_copy(self, target: Tensor, source: Tensor, *, after: Any) -> Any:
         with cuda.stream(self._stream):
