@@ -87,7 +87,7 @@ def plan_group(checkpoint: Checkpoint, cluster: Cluster, request: PlanRequest) -
     check_loadable(checkpoint)
     check_request(checkpoint, request)
     context = _resolve(checkpoint, cluster, request)
-    rejected: list[RejectedOption] = []
+    rejected: dict[str, RejectedOption] = {}
     feasible: list[_Candidate] = []
     closest: _Excess | None = None
     nodes = _usable_nodes(cluster, device=context.device)
@@ -95,11 +95,15 @@ def plan_group(checkpoint: Checkpoint, cluster: Cluster, request: PlanRequest) -
         options = find_options(checkpoint, request, degrees=degrees, device=context.device)
         for refusal in options.refused:
             _reject(rejected, f"{degrees.label()}, {refusal.component}={refusal.residency}", refusal.reason)
+        tried: set[tuple[object, ...]] = set()
         for node in nodes:
             problem = _node_problem(degrees, node, context)
             if problem is not None:
                 _reject(rejected, f"{degrees.label()} on {node.name}", problem)
                 continue
+            if (key := _equivalence(degrees, node, context)) in tried:
+                continue
+            tried.add(key)
             for assignment in assignments(checkpoint, options):
                 candidate = _evaluate(assignment, degrees, node, context)
                 excess = _excess(candidate)
@@ -110,12 +114,12 @@ def plan_group(checkpoint: Checkpoint, cluster: Cluster, request: PlanRequest) -
                     closest = excess
                 _reject(rejected, candidate.label(), excess.reason)
     if not feasible:
-        raise _infeasible(context, rejected, closest)
+        raise _infeasible(context, tuple(rejected.values()), closest)
     chosen = min(feasible, key=lambda candidate: _objective(candidate, request.mode))
     for candidate in feasible:
         if candidate.label() != chosen.label():
             _reject(rejected, candidate.label(), _why_not(candidate, chosen, request.mode))
-    return _make_plan(chosen, context, cluster, rejected)
+    return _make_plan(chosen, context, cluster, tuple(rejected.values()))
 
 
 def _resolve(checkpoint: Checkpoint, cluster: Cluster, request: PlanRequest) -> _Context:
@@ -190,6 +194,13 @@ def _node_problem(degrees: Degrees, node: NodeType, context: _Context) -> str | 
     if degrees.num_ranks > total:
         return f"{degrees.num_ranks} ranks are needed, {node.count} node(s) of this type hold {per_node} each"
     return None
+
+
+def _equivalence(degrees: Degrees, node: NodeType, context: _Context) -> tuple[object, ...]:
+    """What a group can see of its nodes: two types with the same key give the same candidates, the first is taken."""
+    ranks_on_node = min(degrees.num_ranks, _ranks_per_node(degrees, node, context))
+    cpus = _cpus_per_rank(degrees, node, context)
+    return (ranks_on_node, cpus, node.gpu_type, node.gpu_memory_bytes, node.host_memory_bytes)
 
 
 def _evaluate(assignment: dict[str, Residency], degrees: Degrees, node: NodeType, context: _Context) -> _Candidate:
@@ -301,9 +312,9 @@ def _why_not(candidate: _Candidate, chosen: _Candidate, mode: Mode) -> str:
     return f"fits at the same time, with {_gib(peak)} GiB a GPU against {_gib(best)}"
 
 
-def _reject(rejected: list[RejectedOption], option: str, reason: str) -> None:
-    if not any(entry.option == option for entry in rejected):
-        rejected.append(RejectedOption(option=option, reason=reason))
+def _reject(rejected: dict[str, RejectedOption], option: str, reason: str) -> None:
+    if option not in rejected:
+        rejected[option] = RejectedOption(option=option, reason=reason)
 
 
 def _infeasible(context: _Context, rejected: Sequence[RejectedOption], closest: _Excess | None) -> InfeasiblePlanError:
@@ -384,7 +395,7 @@ def _make_plan(chosen: _Candidate, context: _Context, cluster: Cluster, rejected
             cfg_degree=chosen.degrees.cfg,
             sequence_degree=chosen.degrees.sequence,
             fsdp_degree=chosen.degrees.fsdp,
-            bundles=_bundles(chosen, context),
+            bundles=_bundles(chosen, context, cluster),
             strategy="PACK" if chosen.spans_nodes else "STRICT_PACK",
             share_gpu=request.share_gpu,
         ),
@@ -403,11 +414,15 @@ def _make_plan(chosen: _Candidate, context: _Context, cluster: Cluster, rejected
     return plan.model_copy(update={"fingerprint": _fingerprint(plan, cluster, request)})
 
 
-def _bundles(chosen: _Candidate, context: _Context) -> tuple[dict[str, float], ...]:
+def _bundles(chosen: _Candidate, context: _Context, cluster: Cluster) -> tuple[dict[str, float], ...]:
     num_ranks = chosen.degrees.num_ranks
     rank = {"CPU": _cpus_per_rank(chosen.degrees, chosen.node, context)}
     if context.device == "cuda":
         rank["GPU"] = 1.0 / num_ranks if context.request.share_gpu else 1.0
+        types = {node.gpu_type for node in cluster.node_types if node.num_gpus}
+        if len(types) > 1 and chosen.node.gpu_type:
+            # Any GPU would satisfy the bundle otherwise, also one with less memory than was planned for.
+            rank[f"accelerator_type:{chosen.node.gpu_type}"] = 0.001
     return ({"CPU": COORDINATOR_CPUS}, *(dict(rank) for _ in range(num_ranks)))
 
 

@@ -61,3 +61,5 @@ def test_gpu_memory_labels_agree_with_the_table() -> None:
 def test_the_planner_plans_for_it(tmp_path: Path) -> None:
     plan = plan_group(read_checkpoint(str(write_wan(tmp_path))), cluster_from_yaml(FILE), PlanRequest())
     assert (plan.device, plan.group.cfg_degree) == ("cuda", 2)
+    # Several GPU types: the bundles say which one was planned for.
+    assert any(name.startswith("accelerator_type:") for name in plan.group.bundles[1])
