@@ -1,4 +1,7 @@
-"""Planning is quick, also for large clusters, and starts quickly. In CPU seconds: other work on a machine is not ours."""
+"""Planning is quick, also for large clusters, and starts quickly.
+
+In CPU seconds: other work on the machine is not ours.
+"""
 
 import statistics
 import subprocess
