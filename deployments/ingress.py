@@ -7,6 +7,8 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import TaskCancelledError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.group_client import ServeGroupClient
 from deployments.http_api import build_api
@@ -29,7 +31,9 @@ class Ingress:
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once, after `__init__`, on the loop that answers requests."""
         self._preparing = asyncio.create_task(self._service.prepare())
-        return build_api(self._service)
+        api = build_api(self._service)
+        api.add_middleware(QuietDisconnect)
+        return api
 
     async def generate(self, request: MediaRequest) -> MediaResponse:
         """Makes the pictures or the video that a request asks for.
@@ -48,3 +52,21 @@ class Ingress:
     async def plan(self) -> Plan:
         """What was decided before the groups started."""
         return self._service.plan
+
+
+class QuietDisconnect:
+    """ASGI middleware: a client that goes away is a message to the app, not Ray's error, which would be logged."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hands everything on, with a `receive` that knows disconnects."""
+
+        async def receive_or_disconnect() -> Message:
+            try:
+                return await receive()
+            except TaskCancelledError:
+                return {"type": "http.disconnect"}
+
+        await self._app(scope, receive_or_disconnect, send)

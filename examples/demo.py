@@ -21,8 +21,8 @@ SEED = 1
 console = Console()
 
 
-def main() -> int:
-    """Starts the app, makes a picture and a video, stops everything; 130 after Ctrl-C."""
+def main(folder: Path) -> int:
+    """Starts the app, makes a picture and a video in `folder`, stops everything; 130 after Ctrl-C."""
     config = ServeConfig.read(CONFIG, host="127.0.0.1", port=0)
     port = find_port(config.host, config.port)
     try:
@@ -30,8 +30,8 @@ def main() -> int:
             with ProgressDisplay() as display:
                 handle = run_app(config.settings, host=config.host, port=port, logs=logs, report=display.say)
             show_plan(handle)
-            make_picture(f"http://{config.host}:{port}/v1", Path("demo.png"))
-            make_video(handle, Path("demo.mp4"))
+            make_picture(f"http://{config.host}:{port}/v1", folder / "demo.png")
+            make_video(handle, folder / "demo.mp4")
     except KeyboardInterrupt:
         console.print("interrupted; everything that was started is stopped")
         return 130
@@ -55,26 +55,26 @@ def make_picture(base_url: str, path: Path) -> None:
     client = OpenAI(base_url=base_url, api_key="none")
     events: Any = client.images.generate(model="shapes", prompt=PICTURE_PROMPT, stream=True, extra_body={"seed": SEED})
     with new_bar() as bar:
-        task = bar.add_task(f'POST /v1/images/generations "{PICTURE_PROMPT}"', total=None)
+        task = bar.add_task(PICTURE_PROMPT, total=None)
         for event in events:
             if event.type == "image_generation.progress":
                 bar.update(task, completed=event.step, total=event.num_steps)
             elif event.type == "image_generation.completed":
                 path.write_bytes(base64.b64decode(event.b64_json))
-    console.print(f"wrote {path}")
+    console.print(f"wrote {path} (over HTTP)")
 
 
 def make_video(handle: Any, path: Path) -> None:
     """Asks by Python handle, as a program on the cluster does."""
     events = handle.options(stream=True).stream.remote(VideoRequest(prompt=VIDEO_PROMPT, seed=SEED))
     with new_bar() as bar:
-        task = bar.add_task(f'handle.stream "{VIDEO_PROMPT}"', total=None)
+        task = bar.add_task(VIDEO_PROMPT, total=None)
         for event in events:
             if isinstance(event, CompletedEvent):
                 path.write_bytes(event.content)
             else:
                 bar.update(task, completed=event.step, total=event.num_steps)
-    console.print(f"wrote {path}")
+    console.print(f"wrote {path} (by Python handle)")
 
 
 def new_bar() -> Progress:
@@ -92,8 +92,9 @@ def say_what_next() -> None:
         "  .venv/bin/heliograph plan checkpoints/shapes --gpus 2 --gpu-type H100\n"
         "  .venv/bin/heliograph generate checkpoints/shapes --prompt 'a blue square' --output square.png",
         highlight=False,
+        soft_wrap=True,
     )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else ".")))
