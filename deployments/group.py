@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import NoReturn, cast
+from typing import NoReturn
 
 from deployments.detached import detached
 from deployments.group_client import GeneratedMedia
@@ -24,7 +24,6 @@ from workers.group import WorkerGroup
 logger = logging.getLogger(__name__)
 _FIRST_RANK_BUNDLE = 1  # bundle 0 of the replica's placement group is the coordinator's own
 _WARM_UP_STEPS = 2
-_GroupEvents = AsyncGenerator[Progress | GenerateResult, None]
 
 
 class GroupDeployment:
@@ -77,7 +76,7 @@ class GroupDeployment:
             deadline_s=deadline_s,
         )
         try:
-            async with aclosing(detached(cast(_GroupEvents, self._group.stream(call)))) as events:
+            async with aclosing(detached(self._group.stream(call))) as events:
                 async for event in events:
                     if isinstance(event, GenerateResult):
                         yield await asyncio.to_thread(_encode, event, request, self._plan)

@@ -71,9 +71,10 @@ def build_pipeline(plan: Plan, components: RankComponents) -> Any:
 
     Schedulers, tokenizers and processors come from the checkpoint by diffusers itself.
     """
+    diffusers.utils.logging.disable_progress_bar()
     pipeline_class = getattr(diffusers, plan.pipeline_class)
     pipeline = pipeline_class.from_pretrained(
-        plan.checkpoint, torch_dtype=getattr(torch, plan.dtype), local_files_only=True, **components.modules
+        plan.checkpoint, dtype=getattr(torch, plan.dtype), local_files_only=True, **components.modules
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 import ray
@@ -98,7 +98,7 @@ class WorkerGroup:
             raise
         raise GroupDiedError("the leader ended a call without a result")
 
-    async def stream(self, call: GenerateCall) -> AsyncIterator[Progress | GenerateResult]:
+    async def stream(self, call: GenerateCall) -> AsyncGenerator[Progress | GenerateResult, None]:
         """Runs one call; yields its progress, then its result. Closing the iterator cancels the call."""
         is_finished = False
         try:
