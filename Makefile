@@ -32,5 +32,5 @@ test: setup  ## the representative suite; needs no GPU
 test-all: setup  ## every matrix in full
 	$(RUN) -m pytest -q -m "not gpu"
 
-bench: setup  ## commands, figures and hardware are kept in benchmarks/
-	@ls benchmarks
+bench: setup  ## what can be measured without a GPU; figures are kept in benchmarks/results
+	$(RUN) -m benchmarks.seam_cost
