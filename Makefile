@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 
-.PHONY: setup demo test test-all check bench serve
+.PHONY: setup demo test test-all check bench serve lint unit
 
 setup: $(STAMP)
 
@@ -19,15 +19,19 @@ demo: setup  ## a picture and a video through the whole path
 serve: setup  ## the service on http://127.0.0.1:8000 until Ctrl-C
 	@$(RUN) -m deployments.cli serve examples/shapes.yaml
 
-check: setup  ## lint, format, types, layers, unit tests
+check: lint unit  ## lint, format, types, layers, unit tests
+
+test: unit setup  ## the representative suite; needs no GPU
+	$(RUN) -m pytest -q -m "not gpu and not full" --ignore=tests/unit
+
+lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(RUN) -m pytest -q tests/unit -m "not gpu and not full"
 
-test: setup  ## the representative suite; needs no GPU
-	$(RUN) -m pytest -q -m "not gpu and not full"
+unit: setup
+	$(RUN) -m pytest -q tests/unit -m "not gpu and not full"
 
 test-all: setup  ## every matrix in full
 	$(RUN) -m pytest -q -m "not gpu"

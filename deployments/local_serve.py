@@ -1,6 +1,8 @@
 """The app on this machine's Ray: bind, wait until it answers, or say why it does not."""
 
+import contextlib
 import logging
+import random
 import socket
 import time
 import urllib.error
@@ -15,23 +17,48 @@ from deployments.settings import AppSettings
 
 APP_NAME = "heliograph"
 _POLL_S = 0.1
+_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_FREE_PORT = 20_000  # Ray's workers take 10002 to 19999
+_NUM_PORT_TRIES = 100
 _MAX_MESSAGE_CHARACTERS = 4000
 
 
 def find_port(host: str, port: int) -> int:
     """The port itself if it is free on `host`, or any free one for 0.
 
+    For 0 it is one that the system does not give out by itself: between this choice and Serve's own listening, Ray
+    starts processes that take many such ports.
+
     Raises:
         SettingsError: somebody listens there already.
     """
+    if port:
+        _try_port(host, port)
+        return port
+    for _ in range(_NUM_PORT_TRIES):
+        chosen = random.SystemRandom().randrange(_FIRST_FREE_PORT, _first_ephemeral_port())
+        with contextlib.suppress(SettingsError):
+            _try_port(host, chosen)
+            return chosen
+    raise SettingsError(f"no free port found on {host}: choose one with --port")
+
+
+def _try_port(host: str, port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise SettingsError(f"cannot listen on {host}:{port} ({error.strerror}): choose another --port") from error
-        chosen: int = probe.getsockname()[1]
-        return chosen
+
+
+def _first_ephemeral_port() -> int:
+    """From here on the system gives ports out by itself (Linux: 32768 unless configured)."""
+    try:
+        first = int(_PORT_RANGE.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        first = 32768
+    return max(first, _FIRST_FREE_PORT + 1000)
 
 
 def run_app(

@@ -60,10 +60,10 @@ def lanes_of_threads(
 
 
 @contextmanager
-def leader_of_threads(pipeline: Any, *, num_lanes: int) -> Iterator[Leader]:
+def leader_of_threads(pipeline: Any, *, num_lanes: int, denoisers: list[str] | None = None) -> Iterator[Leader]:
     """A leader around `pipeline` whose followers are threads."""
     pipeline.set_progress_bar_config(disable=True)
-    with lanes_of_threads(pipeline, num_lanes=num_lanes) as lanes:
+    with lanes_of_threads(pipeline, num_lanes=num_lanes, denoisers=denoisers) as lanes:
         yield Leader(pipeline, lanes, components=RankComponents())
 
 

@@ -1,7 +1,5 @@
-"""Tiny random pipelines over the styles of guidance, without text encoders: prompts come as embeddings."""
+"""The basic cases: a tiny random pipeline a style of guidance, without text encoders; prompts come as embeddings."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,14 +18,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
-
-@dataclass(frozen=True)
-class TinyPipeline:
-    """A pipeline, arguments for a call with guidance, and whether it makes one call a branch or one for all."""
-
-    pipeline: Any
-    arguments: dict[str, Any]
-    is_batched: bool
+from tests.seam.tiny import Case, TinyPipeline
 
 
 def make_vae(latent_channels: int = 4) -> AutoencoderKL:
@@ -50,7 +41,7 @@ def make_stable_diffusion(scheduler: Any = None) -> TinyPipeline:
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     arguments = {"prompt_embeds": torch.randn(1, 7, 16), "negative_prompt_embeds": torch.randn(1, 7, 16)}
-    return TinyPipeline(pipeline, {**arguments, "height": 16, "width": 16, "guidance_scale": 5.0}, is_batched=True)
+    return TinyPipeline(pipeline, {**arguments, "height": 16, "width": 16, "guidance_scale": 5.0}, ("unet",))
 
 
 def make_ancestral_stable_diffusion() -> TinyPipeline:
@@ -73,7 +64,7 @@ def make_stable_diffusion_3() -> TinyPipeline:
         "pooled_prompt_embeds": torch.randn(1, 16), "negative_pooled_prompt_embeds": torch.randn(1, 16),
         "height": 16, "width": 16, "guidance_scale": 5.0,
     }  # fmt: skip
-    return TinyPipeline(pipeline, arguments, is_batched=True)
+    return TinyPipeline(pipeline, arguments)
 
 
 def make_flux_true_cfg() -> TinyPipeline:
@@ -91,7 +82,7 @@ def make_flux_true_cfg() -> TinyPipeline:
         "pooled_prompt_embeds": torch.randn(1, 16), "negative_pooled_prompt_embeds": torch.randn(1, 16),
         "height": 16, "width": 16, "true_cfg_scale": 4.0,
     }  # fmt: skip
-    return TinyPipeline(pipeline, arguments, is_batched=False)
+    return TinyPipeline(pipeline, arguments)
 
 
 def make_chroma() -> TinyPipeline:
@@ -111,13 +102,16 @@ def make_chroma() -> TinyPipeline:
         "prompt_attention_mask": mask, "negative_prompt_attention_mask": mask, "height": 16, "width": 16,
         "guidance_scale": 4.0,
     }  # fmt: skip
-    return TinyPipeline(pipeline, arguments, is_batched=False)
+    return TinyPipeline(pipeline, arguments)
 
 
-MAKERS: dict[str, Callable[[], TinyPipeline]] = {
-    "stable_diffusion": make_stable_diffusion,
-    "stable_diffusion_ancestral": make_ancestral_stable_diffusion,
-    "stable_diffusion_3": make_stable_diffusion_3,
-    "flux_true_cfg": make_flux_true_cfg,
-    "chroma": make_chroma,
-}
+CASES = (
+    Case("StableDiffusionPipeline", "Stable Diffusion", "batched", make_stable_diffusion, is_representative=True),
+    Case(
+        "StableDiffusionPipeline ancestral", "Stable Diffusion", "batched", make_ancestral_stable_diffusion,
+        is_representative=True,
+    ),
+    Case("StableDiffusion3Pipeline", "Stable Diffusion 3", "batched", make_stable_diffusion_3, is_representative=True),
+    Case("FluxPipeline true CFG", "Flux", "branch", make_flux_true_cfg, is_representative=True),
+    Case("ChromaPipeline", "Chroma", "branch", make_chroma, is_representative=True),
+)  # fmt: skip

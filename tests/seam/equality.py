@@ -1,0 +1,120 @@
+"""A pipeline on several lanes against itself, serial: the same result, with the denoiser's work divided."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from tests.lanes_in_threads import leader_of_threads
+from tests.seam.tiny import Case, TinyPipeline
+from workers.calls import GenerateCall, GenerateResult
+from workers.component_call import num_batch_rows
+from workers.leader import Leader
+from workers.pipeline_output import normalize_output
+
+NUM_STEPS = 4
+SEED = 5
+BATCHED_TOLERANCE = 1e-4
+"""Relative; matrix products of one row and of two add in different orders (float32)."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What one case gave.
+
+    Attributes:
+        relative_error: of the second run on lanes against the serial run; 0.0 is equal to the bit.
+        serial_rows: calls times batch rows of the serial run.
+        rows: the same a rank, of the second run on lanes (the first one learns signatures).
+        calls: denoiser calls a rank, of the second run.
+    """
+
+    name: str
+    relative_error: float
+    serial_rows: int
+    rows: tuple[int, ...]
+    calls: tuple[int, ...]
+
+    @property
+    def is_halved(self) -> bool:
+        """Whether no rank of two did more than half of the serial work (the larger half of an odd number)."""
+        return max(self.rows) <= (self.serial_rows + 1) // 2
+
+
+def compare(case: Case, *, num_lanes: int = 2, dtype: torch.dtype = torch.float32) -> Comparison:
+    """Runs a case by diffusers alone, then twice on `num_lanes` lanes; one thread each."""
+    with one_thread():
+        expected, serial_rows = run_plain(_make(case, dtype))
+        tiny = _make(case, dtype)
+        with leader_of_threads(tiny.pipeline, num_lanes=num_lanes, denoisers=list(tiny.denoisers)) as leader:
+            run_on(leader, tiny)
+            result = run_on(leader, tiny)
+    return Comparison(
+        case.name,
+        relative_error(result.output, expected),
+        serial_rows,
+        tuple(stats.denoiser_rows for stats in result.ranks),
+        tuple(stats.denoiser_calls for stats in result.ranks),
+    )
+
+
+def run_plain(tiny: TinyPipeline) -> tuple[torch.Tensor, int]:
+    """The latents that diffusers alone makes, and the denoisers' calls times rows."""
+    num_rows = 0
+
+    def count(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal num_rows
+        num_rows += num_batch_rows(args, kwargs)
+
+    hooks = [getattr(tiny.pipeline, name).register_forward_pre_hook(count, with_kwargs=True) for name in tiny.denoisers]
+    tiny.pipeline.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        result = tiny.pipeline(**arguments_of(tiny), generator=torch.Generator().manual_seed(SEED))
+    for hook in hooks:
+        hook.remove()
+    output, _ = normalize_output(result, output_type="latent")
+    return output, num_rows
+
+
+def run_on(leader: Leader, tiny: TinyPipeline) -> GenerateResult:
+    """One call on a group's leader."""
+    return leader.run(GenerateCall(arguments_of(tiny), seed=SEED), lambda event: None)
+
+
+def arguments_of(tiny: TinyPipeline) -> dict[str, Any]:
+    return {"num_inference_steps": NUM_STEPS, "output_type": "latent", **tiny.arguments}
+
+
+def relative_error(value: torch.Tensor, expected: torch.Tensor) -> float:
+    """0.0 exactly when both are equal to the bit."""
+    if torch.equal(value, expected):
+        return 0.0
+    return float((value.double() - expected.double()).norm() / expected.double().norm())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Products of matrices add in another order with another number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _make(case: Case, dtype: torch.dtype) -> TinyPipeline:
+    tiny = case.make()
+    for name in tiny.denoisers:
+        getattr(tiny.pipeline, name).to(dtype).eval()
+    if dtype is torch.float32:
+        return tiny
+    return replace(tiny, arguments={name: _cast(value, dtype) for name, value in tiny.arguments.items()})
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, list):
+        return [_cast(item, dtype) for item in value]
+    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
