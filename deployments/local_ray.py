@@ -16,17 +16,21 @@ _MAX_FOLDER_CHARACTERS = 45
 _QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_AUTH_MODE": "token",  # Ray's ports bind to all interfaces: the token is what guards them
     "RAY_SERVE_LOG_TO_STDERR": "0",
 }
 
 
 @contextmanager
-def local_ray(*, num_cpus: float, include_dashboard: bool = False) -> Iterator[Path]:
+def local_ray(*, num_cpus: float, num_gpus: int | None = None, include_dashboard: bool = False) -> Iterator[Path]:
     """Starts Ray with its own temporary folder and stops it again, also on an interrupt.
+
+    Ray turns token authentication on by itself for such a start, unless `RAY_AUTH_MODE` says otherwise; its ports bind
+    to all interfaces, and the token is what guards them. (Setting the variable here would be too late for a process
+    that has imported Ray before: it would start servers that ask for a token and be refused itself.)
 
     Args:
         num_cpus: logical CPUs that Ray gives out; may exceed the machine's, they are only counted.
+        num_gpus: the same for GPUs; None gives out what Ray finds.
         include_dashboard: needed for `serve deploy`.
 
     Yields:
@@ -41,7 +45,7 @@ def local_ray(*, num_cpus: float, include_dashboard: bool = False) -> Iterator[P
     folder = Path(tempfile.mkdtemp(prefix="heliograph-", dir=_base_folder()))
     try:
         with hold_interrupts():
-            _start(folder, num_cpus, include_dashboard)
+            _start(folder, num_cpus, num_gpus, include_dashboard)
         raise_on_termination()
         yield folder / "session_latest" / "logs"
     finally:
@@ -60,13 +64,14 @@ def tail_of_logs(logs: Path, *, num_lines: int = 30) -> str:
     return "\n".join(lines)
 
 
-def _start(folder: Path, num_cpus: float, include_dashboard: bool) -> None:
+def _start(folder: Path, num_cpus: float, num_gpus: int | None, include_dashboard: bool) -> None:
     import ray
 
     try:
         ray.init(
             address="local",
             num_cpus=max(1, int(num_cpus)),
+            num_gpus=num_gpus,
             include_dashboard=include_dashboard,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -1,26 +1,11 @@
-"""A local Ray for tests: its own temporary folder, token authentication on."""
+"""The Ray of a test run: as a command's own, with room for several small groups and no GPU unless asked."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager
+from pathlib import Path
 
-import ray
+import deployments.local_ray
 
 
-@contextmanager
-def local_ray(*, num_cpus: float = 8, num_gpus: int = 0) -> Iterator[Any]:
+def local_ray(*, num_cpus: float = 8, num_gpus: int = 0) -> AbstractContextManager[Path]:
     """A private Ray; its processes and folder are gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="heliograph-ray-", ignore_cleanup_errors=True) as folder:
-        context = ray.init(
-            address="local",
-            num_cpus=int(num_cpus),
-            num_gpus=num_gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            _temp_dir=folder,
-        )
-        try:
-            yield context
-        finally:
-            ray.shutdown()
+    return deployments.local_ray.local_ray(num_cpus=num_cpus, num_gpus=num_gpus)

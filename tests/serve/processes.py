@@ -30,6 +30,7 @@ class Command:
 
     arguments: list[str]
     folder: Path
+    executable: str = sys.executable
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
@@ -38,7 +39,7 @@ class Command:
         environment = os.environ | {_MARK: self.mark, "TMPDIR": str(self.folder), "PYTHONPATH": str(ROOT)}
         with self.stdout_file.open("wb") as stdout, self.stderr_file.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, *self.arguments],
+                [self.executable, *self.arguments],
                 cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
                 start_new_session=True,
             )  # fmt: skip
