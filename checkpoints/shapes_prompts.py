@@ -29,6 +29,9 @@ from torch import Tensor
 
 PROMPT_DROPOUT = 0.1
 """Share of empty prompts: the unconditional model that guidance subtracts."""
+MISNAMED = 0.3
+"""Share of prompts that belong to another scene. Alone, the model then errs about as often; guidance, which multiplies
+what the prompt changes, must put it right. So a lost branch or guidance switched off can be seen."""
 SHOW_SIZE, SHOW_POSITION, SHOW_PREFIX, SHOW_UNKNOWN = 0.3, 0.2, 0.15, 0.04
 MOTION_LAST = 0.25
 
@@ -125,6 +128,12 @@ def sample_prompts(scenes: Scenes, *, show_motion: Tensor, tables: PromptTables)
     order = (slots == PAD_ID).int().argsort(dim=1, stable=True)
     tokens = slots.gather(1, order)
     return torch.nn.functional.pad(tokens, (0, PROMPT_TOKENS - tokens.shape[1]), value=PAD_ID)
+
+
+def misname(tokens: Tensor) -> Tensor:
+    """Gives a share of the scenes their neighbour's prompt; tokens (B, PROMPT_TOKENS)."""
+    wrong = torch.rand(len(tokens), 1, device=tokens.device) < MISNAMED
+    return torch.where(wrong, tokens.roll(1, dims=0), tokens)
 
 
 def words_of(tokens: Tensor) -> str:

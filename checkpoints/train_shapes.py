@@ -4,7 +4,10 @@
     python checkpoints/train_shapes.py --stage denoiser --minutes 12 --out state
     python checkpoints/train_shapes.py --stage export --out state --checkpoint checkpoints/shapes
 
-`--resume` goes on from what lies in `--out`: with `--steps` at the step where the run stopped, with `--minutes` with a
+    python checkpoints/train_shapes.py --stage import --checkpoint checkpoints/shapes --out state
+
+`import` takes the weights of a finished checkpoint as the state of both stages, so that only what a change touches has
+to be trained again. `--resume` goes on from what lies in `--out`: with `--steps` at the step where the run stopped, with `--minutes` with a
 new schedule from the weights so far. Data is drawn on the device while training; nothing is downloaded.
 
 At this size everything is bound by kernel launches, so one whole step (data, both passes, optimizer) is compiled where
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import WanPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from shapes_data import (
@@ -48,7 +52,7 @@ from shapes_models import (
     save_checkpoint,
     verify_training_passes,
 )
-from shapes_prompts import build_tables, sample_prompts
+from shapes_prompts import build_tables, misname, sample_prompts
 from shapes_samples import draw_samples
 from shapes_trainer import Length, Trainer, load_average, load_part, read_step
 from torch import Tensor, nn
@@ -223,7 +227,7 @@ def train_denoiser(length: Length, *, state_dir: Path, device: torch.device, res
         with torch.no_grad():
             index = torch.randint(len(bank.latents), (total,), device=device)
             scenes = Scenes(*(getattr(bank.scenes, name)[index] for name in Scenes.__slots__))
-            tokens = sample_prompts(scenes, show_motion=show_motion, tables=tables)
+            tokens = misname(sample_prompts(scenes, show_motion=show_motion, tables=tables))
             sigma = sample_noise_levels(total, device)
             padded = torch.where(torch.rand(total, device=device) < 0.6, 512.0, 64.0 + 448.0 * torch.rand_like(sigma))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
@@ -261,6 +265,25 @@ def _set_curriculum(curriculum: Tensor, step: int) -> None:
         curriculum.fill_(min(1.0, step / CURRICULUM_STEPS))
 
 
+@torch.no_grad()
+def import_checkpoint(*, state_dir: Path, checkpoint: Path) -> None:
+    """Makes a finished checkpoint the state of both stages, as if they had just ended (the curriculum is over)."""
+    pipeline = WanPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
+    stages = {
+        "autoencoder": {"autoencoder": pipeline.vae},
+        "denoiser": {"denoiser": pipeline.transformer, "text_encoder": pipeline.text_encoder},
+    }
+    for stage, modules in stages.items():
+        tensors = {
+            f"{prefix}.{name}": value.detach().float().contiguous()
+            for prefix, module in modules.items()
+            for name, value in module.named_parameters()
+        }
+        for part in ("weights", "average"):
+            file = state_dir / f"{stage}_{part}.safetensors"
+            save_file(tensors, file, metadata={"step": str(CURRICULUM_STEPS + 1)})
+
+
 def load_pipeline(state_dir: Path, device: torch.device) -> Any:
     """The pipeline of the averaged weights, float32."""
     autoencoder = load_autoencoder(state_dir, device)
@@ -290,12 +313,14 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--stage",
-        choices=("verify", "autoencoder", "denoiser", "export"),
+        choices=("verify", "import", "autoencoder", "denoiser", "export"),
         required=True,
-        help="verify compares the training passes with the library's; the others follow each other",
+        help="verify compares the training passes with the library's; the last three follow each other",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the training state and the log")
-    parser.add_argument("--checkpoint", type=Path, default=Path(__file__).parent / "shapes", help="what export writes")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=Path(__file__).parent / "shapes", help="what export writes, and import reads"
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="length of the stage in steps (repeatable)")
     length.add_argument("--minutes", type=float, help="length of the stage in minutes (default: 4)")
@@ -317,7 +342,9 @@ def main() -> None:
     torch._dynamo.config.recompile_limit = 64
     minutes = arguments.minutes if arguments.minutes is not None or arguments.steps is not None else 4.0
     length = Length(steps=arguments.steps, minutes=minutes)
-    if arguments.stage == "verify":
+    if arguments.stage == "import":
+        import_checkpoint(state_dir=arguments.out, checkpoint=arguments.checkpoint)
+    elif arguments.stage == "verify":
         print(json.dumps(verify_training_passes()))
     elif arguments.stage == "autoencoder":
         batch = max(2, int(AUTOENCODER_BATCH * arguments.scale))
