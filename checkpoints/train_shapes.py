@@ -7,8 +7,9 @@
     python checkpoints/train_shapes.py --stage import --checkpoint checkpoints/shapes --out state
 
 `import` takes the weights of a finished checkpoint as the state of both stages, so that only what a change touches has
-to be trained again. `--resume` goes on from what lies in `--out`: with `--steps` at the step where the run stopped, with `--minutes` with a
-new schedule from the weights so far. Data is drawn on the device while training; nothing is downloaded.
+to be trained again. `--resume` goes on from what lies in `--out`: with `--steps` at the step where the run stopped,
+with `--minutes` with a new schedule from the weights so far. Data is drawn on the device while training; nothing is
+downloaded.
 
 At this size everything is bound by kernel launches, so one whole step (data, both passes, optimizer) is compiled where
 that pays and captured in a CUDA graph.
