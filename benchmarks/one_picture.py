@@ -2,8 +2,8 @@
 
     python -m benchmarks.one_picture [--pictures N]
 
-The service is that of `make demo`: two ranks of one thread each behind HTTP. Diffusers runs the same prompt and steps in
-this process, with one thread and with two. Both sides alternate, so that a busy machine slows all of them.
+The service is that of `make demo`: two ranks of one thread each behind HTTP. Diffusers runs the same prompt and steps
+in this process, with one thread and with two. Both sides alternate, so that a busy machine slows all of them.
 """
 
 import argparse
