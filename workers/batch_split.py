@@ -1,32 +1,81 @@
 """Cuts a call whose batch holds several branches (or pictures) into one call a lane, and joins the results.
 
-What is cut is decided by shape alone: tensors whose dimension 0 is the batch, and lists with an entry a row. A rotary
-table may look the same by accident, so the seam compares the joined result with the uncut one once a signature.
+What is cut is decided by shape alone: tensors whose dimension 0 is the batch, and lists with an entry a row. Shapes may
+mislead: a rotary table of two rows looks like a batch of two, and some arguments hold each row several times over or
+keep the batch in dimension 1. So there are several plans; the seam takes the first one whose joined result is the uncut
+one.
 """
 
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from enum import StrEnum
+from itertools import islice
 from typing import Any
 
 import torch
 
 from workers.component_call import ComponentCall
+from workers.encoding import tensor_layout
 
 MAX_RELATIVE_ERROR = {torch.float32: 1e-3, torch.float64: 1e-6}
 """Norm of the difference over the norm of the result. Kernels choose other summation orders for other batch sizes."""
 MAX_RELATIVE_ERROR_LOW_PRECISION = 3e-2
+MAX_PLANS = 16
+"""Plans tried for a signature; each costs a call on the lanes, once."""
+
+ArgumentKey = int | str
 
 
-def split_call(call: ComponentCall, num_parts: int) -> list[ComponentCall]:
+class CutRule(StrEnum):
+    """How an argument is cut.
+
+    Tensors with the batch in dimension 0, and lists with an entry a row, are cut by all rules but `WHOLE`.
+    """
+
+    ROWS = "rows"
+    MULTIPLES = "multiples"  # tensors of k times the batch too: each row k times in succession (frames of a video)
+    SECOND = "second"  # tensors with the batch in dimension 1 too (hidden states of several layers, stacked)
+    WHOLE = "whole"
+
+
+@dataclass(frozen=True, slots=True)
+class CutPlan:
+    """The rule for each argument, by position or name: `default` but for the `exceptions`."""
+
+    default: CutRule = CutRule.ROWS
+    exceptions: tuple[tuple[ArgumentKey, CutRule], ...] = ()
+
+    def rule_of(self, key: ArgumentKey) -> CutRule:
+        return dict(self.exceptions).get(key, self.default)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows `first` to `last` (exclusive) of `count`."""
+
+    first: int
+    last: int
+    count: int
+
+
+def cut_plans(call: ComponentCall, num_parts: int) -> Iterator[CutPlan]:
+    """Plans in the order to try them: one rule for all arguments first, then one argument by another rule.
+
+    Those that would cut the call as one before did are left out.
+    """
+    return islice(_distinct_plans(call, num_parts), MAX_PLANS)
+
+
+def split_call(call: ComponentCall, num_parts: int, plan: CutPlan) -> list[ComponentCall]:
     """The call cut along its batch into up to `num_parts` calls of nearly equal rows, encoded."""
     num_rows = call.num_rows
-    bounds = torch.arange(num_rows).tensor_split(min(num_parts, num_rows))
     parts = []
-    for rows in bounds:
-        first, last = int(rows[0]), int(rows[-1]) + 1
+    for indices in torch.arange(num_rows).tensor_split(min(num_parts, num_rows)):
+        rows = _Rows(int(indices[0]), int(indices[-1]) + 1, num_rows)
         part = ComponentCall(
             call.component,
-            _cut(call.args, num_rows, first, last),
-            _cut(call.kwargs, num_rows, first, last),
+            tuple(_cut(value, rows, plan.rule_of(index)) for index, value in enumerate(call.args)),
+            {name: _cut(value, rows, plan.rule_of(name)) for name, value in call.kwargs.items()},
             call.context,
         )
         part.encode()
@@ -34,22 +83,28 @@ def split_call(call: ComponentCall, num_parts: int) -> list[ComponentCall]:
     return parts
 
 
-def join_results(results: list[Any]) -> Any:
-    """One result from those of the parts: tensors and lists joined in order.
+def join_results(results: list[Any], *, like: Any) -> Any:
+    """One result from those of the parts, with the structure and shapes of the uncut one.
+
+    Args:
+        results: the parts' results, in order.
+        like: the uncut result; its tensors may be on the meta device. It tells a list with an entry a row (joined end
+            to end) from a list of batches (joined entry by entry), and which dimension is the batch.
 
     Raises:
-        TypeError: the results hold something that has no rows.
+        TypeError, ValueError: the parts do not add up to `like`.
     """
     first = results[0]
-    if isinstance(first, torch.Tensor):
-        return torch.cat(results)
-    if isinstance(first, list):
-        return [item for result in results for item in result]
-    if isinstance(first, tuple):
-        return tuple(join_results(list(items)) for items in zip(*results, strict=True))
-    if is_dataclass(first) and not isinstance(first, type):
-        joined = {f.name: join_results([getattr(r, f.name) for r in results]) for f in fields(first)}
-        return type(first)(**joined)
+    if isinstance(like, torch.Tensor):
+        return _join_tensors(results, like)
+    if isinstance(like, list | tuple):
+        return type(like)(_join_sequences(results, like))
+    if is_dataclass(like) and not isinstance(like, type):  # before dict: diffusers' outputs are both
+        names = [field.name for field in fields(like)]
+        joined = {name: join_results([getattr(r, name) for r in results], like=getattr(like, name)) for name in names}
+        return type(like)(**joined)
+    if isinstance(like, dict):
+        return type(like)((key, join_results([r[key] for r in results], like=item)) for key, item in like.items())
     if first is None or isinstance(first, bool | int | float | str):
         return first
     raise TypeError(f"a {type(first).__name__} cannot be joined")
@@ -63,7 +118,45 @@ def is_close(joined: Any, whole: Any) -> bool:
         return len(joined) == len(whole) and all(is_close(a, b) for a, b in zip(joined, whole, strict=True))
     if is_dataclass(whole) and not isinstance(whole, type):
         return all(is_close(getattr(joined, f.name), getattr(whole, f.name)) for f in fields(whole))
+    if isinstance(whole, dict):
+        return all(is_close(joined[key], item) for key, item in whole.items())
     return bool(joined == whole)
+
+
+def _distinct_plans(call: ComponentCall, num_parts: int) -> Iterator[CutPlan]:
+    seen = set()
+    for plan in _all_plans([*range(len(call.args)), *call.kwargs]):
+        first = split_call(call, num_parts, plan)[0]
+        effect = repr((first.tree, [tensor_layout(tensor) for tensor in first.tensors]))
+        if effect not in seen:
+            seen.add(effect)
+            yield plan
+
+
+def _all_plans(keys: list[ArgumentKey]) -> Iterator[CutPlan]:
+    defaults = (CutRule.ROWS, CutRule.MULTIPLES, CutRule.SECOND)
+    yield from (CutPlan(default) for default in defaults)
+    for default in defaults:
+        for key in keys:
+            yield from (CutPlan(default, ((key, rule),)) for rule in CutRule if rule is not default)
+
+
+def _join_tensors(parts: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    if all(part.shape == like.shape for part in parts):
+        return parts[0]  # it has no rows
+    for dim, size in enumerate(like.shape):
+        if sum(part.shape[dim] for part in parts) == size:
+            return torch.cat(parts, dim)
+    raise ValueError(f"results of {[tuple(part.shape) for part in parts]} do not add up to {tuple(like.shape)}")
+
+
+def _join_sequences(parts: list[Any], like: Any) -> list[Any]:
+    lengths = [len(part) for part in parts]
+    if all(length == len(like) for length in lengths):
+        return [join_results(list(items), like=item) for *items, item in zip(*parts, like, strict=True)]
+    if sum(lengths) == len(like):
+        return [item for part in parts for item in part]
+    raise ValueError(f"results of {lengths} entries do not add up to {len(like)}")
 
 
 def _is_close_tensor(joined: torch.Tensor, whole: torch.Tensor) -> bool:
@@ -74,17 +167,30 @@ def _is_close_tensor(joined: torch.Tensor, whole: torch.Tensor) -> bool:
     return bool(difference <= limit * whole.double().norm())
 
 
-def _cut(value: Any, num_rows: int, first: int, last: int) -> Any:
+def _cut(value: Any, rows: _Rows, rule: CutRule) -> Any:
+    if rule is CutRule.WHOLE:
+        return value
     if isinstance(value, torch.Tensor):
-        is_batch = value.ndim > 0 and value.shape[0] == num_rows
-        return value[first:last] if is_batch else value
+        return _cut_tensor(value, rows, rule)
     if type(value) is dict:
-        return {key: _cut(item, num_rows, first, last) for key, item in value.items()}
-    if type(value) is list and len(value) == num_rows and not _all_batches(value, num_rows):
-        return value[first:last]
+        return {key: _cut(item, rows, rule) for key, item in value.items()}
+    if type(value) is list and len(value) == rows.count and not _all_batches(value, rows.count):
+        return value[rows.first : rows.last]
     if type(value) in (list, tuple):
-        return type(value)(_cut(item, num_rows, first, last) for item in value)
+        return type(value)(_cut(item, rows, rule) for item in value)
     return value
+
+
+def _cut_tensor(tensor: torch.Tensor, rows: _Rows, rule: CutRule) -> torch.Tensor:
+    size = tensor.shape[0] if tensor.ndim > 0 else 0
+    if size == rows.count:
+        return tensor[rows.first : rows.last]
+    if rule is CutRule.SECOND and tensor.ndim > 1 and tensor.shape[1] == rows.count:
+        return tensor[:, rows.first : rows.last]
+    if rule is CutRule.MULTIPLES and size > 0 and size % rows.count == 0:
+        times = size // rows.count
+        return tensor[rows.first * times : rows.last * times]
+    return tensor
 
 
 def _all_batches(items: list[Any], num_rows: int) -> bool:

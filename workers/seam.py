@@ -7,7 +7,6 @@ A pipeline that makes one call a step, with all branches in its batch, has that 
 
 import functools
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ from typing import Any
 
 import torch
 
-from workers.batch_split import is_close, join_results, split_call
+from workers.batch_split import CutPlan, cut_plans, is_close, join_results, split_call
 from workers.component_call import CacheContext, ComponentCall
 from workers.deferred import DeferredScope, DeferredTensor, has_pending, wait_all
 from workers.encoding import Tree, UnencodableError, decode_tree, encode_tree
 from workers.errors import CallError
 from workers.lanes import Lanes
+from workers.step_profile import StepProfile
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,16 @@ class OutputSpec:
     tree: Tree
     metas: tuple[torch.Tensor, ...]
     device: torch.device
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    """A call that waits: what runs in its place (itself, or its parts), and the deferred tensors to fill."""
+
+    call: ComponentCall
+    parts: list[ComponentCall]
+    spec: OutputSpec
+    leaves: list[DeferredTensor]
 
 
 @dataclass(slots=True)
@@ -55,14 +65,13 @@ class Seam:
     def __init__(self, lanes: Lanes, *, before_call: Callable[[str], None] = lambda _: None) -> None:
         self._lanes = lanes
         self._before_call = before_call
-        self._queue: list[tuple[ComponentCall, OutputSpec, list[DeferredTensor]]] = []
+        self._queue: list[_Queued] = []
         self._scope: DeferredScope | None = None
         self._specs: dict[str, OutputSpec | None] = {}
         self._contexts: dict[str, CacheContext] = {}
         self._is_running = False
-        self._calls_this_step: Counter[str] = Counter()
-        self._calls_a_step: dict[str, int] = {}
-        self._can_cut: dict[str, bool] = {}
+        self._profile = StepProfile()
+        self._plans: dict[str, CutPlan | None] = {}
         self.counts = SeamCounts()
 
     def attach(self, name: str, module: torch.nn.Module) -> None:
@@ -79,16 +88,15 @@ class Seam:
         """Drops what a finished or failed request left in the queue."""
         self._queue.clear()
         self._contexts.clear()
-        self._calls_this_step.clear()
+        self._profile.forget_step()
         if self._scope is not None:
             self._scope.is_done = True
             self._scope.stop_guarding()
             self._scope = None
 
     def end_step(self) -> None:
-        """Called after each scheduler step: how many calls a step a component gets decides how they are divided."""
-        self._calls_a_step.update(self._calls_this_step)
-        self._calls_this_step.clear()
+        """Called after each scheduler step: which calls a step consists of decides how they are divided."""
+        self._profile.end_step()
 
     def run_pending(self) -> None:
         """Runs the queued calls, one a lane, and fills their results in."""
@@ -98,9 +106,9 @@ class Seam:
         self._scope, self._queue = None, []
         scope.is_done = True
         scope.stop_guarding()
-        results = self._run([call for call, _, _ in queue])
-        for (call, spec, leaves), result in zip(queue, results, strict=True):
-            self._fill(call, spec, leaves, result)
+        results = iter(self._run([part for queued in queue for part in queued.parts]))
+        for queued in queue:
+            self._fill(queued, _joined([next(results) for _ in queued.parts], queued.spec))
         scope.close()
 
     @contextmanager
@@ -124,7 +132,7 @@ class Seam:
             call.encode()
         except UnencodableError as error:
             return self._run_on_leader(call, error)
-        self._calls_this_step[component] += 1
+        self._profile.record(component, call.num_rows)
         signature = call.signature()
         if signature not in self._specs:
             return self._learn(call, signature)
@@ -132,43 +140,54 @@ class Seam:
         if spec is None or self._lanes.num_lanes == 1:
             self.run_pending()
             return self._run([call])[0]
-        if call.num_rows > 1 and self._calls_a_step.get(component, 1) == 1:
-            return self._run_cut(call, signature)
-        return self._defer(call, spec)
+        num_parts = self._profile.num_parts(component, num_rows=call.num_rows, num_lanes=self._lanes.num_lanes)
+        if num_parts == 1:
+            return self._defer(call, [call], spec)
+        if signature not in self._plans:
+            return self._find_plan(call, signature, spec, num_parts)
+        plan = self._plans[signature]
+        return self._defer(call, [call] if plan is None else split_call(call, num_parts, plan), spec)
 
-    def _run_cut(self, call: ComponentCall, signature: str) -> Any:
-        """Runs a batched call in parts on all lanes; the first time also whole, to see that the result is the same."""
+    def _find_plan(self, call: ComponentCall, signature: str, spec: OutputSpec, num_parts: int) -> Any:
+        """Runs a batched call whole, and in parts by one plan after the other until the result is the same."""
         self.run_pending()
-        if self._can_cut.get(signature) is False:
-            return self._run([call])[0]
-        parts = split_call(call, self._lanes.num_lanes)
-        if signature in self._can_cut:
-            return join_results(self._run(parts))
         whole = self._run([call])[0]
-        self._can_cut[signature] = self._cuts_right(parts, whole)
-        if not self._can_cut[signature]:
+        plans = (plan for plan in cut_plans(call, num_parts) if self._cuts_right(call, num_parts, plan, spec, whole))
+        self._plans[signature] = next(plans, None)
+        if self._plans[signature] is None:
             self.counts.uncut_signatures += 1
             logger.warning("%s: its batched calls run whole, on one lane: cut, the result differs", call.component)
         return whole
 
-    def _cuts_right(self, parts: list[ComponentCall], whole: Any) -> bool:
+    def _cuts_right(self, call: ComponentCall, num_parts: int, plan: CutPlan, spec: OutputSpec, whole: Any) -> bool:
         try:
-            return is_close(join_results(self._run(parts)), whole)
-        except (CallError, RuntimeError, ValueError, TypeError, IndexError) as error:
-            logger.info("%s cannot be cut along its batch: %s", parts[0].component, error)
+            return is_close(_joined(self._run(split_call(call, num_parts, plan)), spec), whole)
+        except (CallError, RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError) as error:
+            logger.info("%s cannot be cut by %s: %s", call.component, plan, error)
             return False
 
-    def _defer(self, call: ComponentCall, spec: OutputSpec) -> Any:
+    def _defer(self, call: ComponentCall, parts: list[ComponentCall], spec: OutputSpec) -> Any:
+        """Queues a call (or the parts it is cut into); runs the queue once every lane has something to do."""
+        if not self._fits(parts):
+            self.run_pending()
+        if not self._queue and len(parts) == self._lanes.num_lanes:
+            return _joined(self._run(parts), spec)
         if self._scope is None:
             self._scope = DeferredScope(self.run_pending)
         scope = self._scope
         leaves = [DeferredTensor(meta, device=spec.device, scope=scope) for meta in spec.metas]
-        self._queue.append((call, spec, leaves))
-        if len(self._queue) < self._lanes.num_lanes:
+        self._queue.append(_Queued(call, parts, spec, leaves))
+        if sum(len(queued.parts) for queued in self._queue) < self._lanes.num_lanes:
             scope.open(call.tensors)
             return decode_tree(spec.tree, list(leaves))
         self.run_pending()
         return decode_tree(spec.tree, [leaf.wait() for leaf in leaves])
+
+    def _fits(self, parts: list[ComponentCall]) -> bool:
+        """Whether `parts` can run beside the queue: a lane each, and one component where shards span the lanes."""
+        if self._lanes.layout.all_take_part and any(q.call.component != parts[0].component for q in self._queue):
+            return False
+        return sum(len(queued.parts) for queued in self._queue) + len(parts) <= self._lanes.num_lanes
 
     def _learn(self, call: ComponentCall, signature: str) -> Any:
         """Runs a call of a new signature at once and remembers the structure of its result."""
@@ -198,19 +217,24 @@ class Seam:
         finally:
             self._is_running = False
 
-    def _fill(self, call: ComponentCall, spec: OutputSpec, leaves: list[DeferredTensor], result: Any) -> None:
+    def _fill(self, queued: _Queued, result: Any) -> None:
         tensors: list[torch.Tensor] = []
-        if encode_tree(result, tensors) != spec.tree or any(
+        if encode_tree(result, tensors) != queued.spec.tree or any(
             tensor.shape != meta.shape or tensor.dtype != meta.dtype
-            for tensor, meta in zip(tensors, spec.metas, strict=True)
+            for tensor, meta in zip(tensors, queued.spec.metas, strict=True)
         ):
-            self._specs[call.signature()] = None
+            self._specs[queued.call.signature()] = None
             raise CallError(
-                f"{call.component} returned another structure than for the same arguments before; "
+                f"{queued.call.component} returned another structure than for the same arguments before; "
                 "its calls run serially from now on: send the request again"
             )
-        for leaf, tensor in zip(leaves, tensors, strict=True):
+        for leaf, tensor in zip(queued.leaves, tensors, strict=True):
             leaf.fill(tensor)
+
+
+def _joined(results: list[Any], spec: OutputSpec) -> Any:
+    """The result of a call from those of its parts; of a call that was not cut, its result."""
+    return results[0] if len(results) == 1 else join_results(results, like=decode_tree(spec.tree, list(spec.metas)))
 
 
 def _spec_of(result: Any) -> OutputSpec | None:
