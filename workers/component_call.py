@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from workers.encoding import Tree, encode_tree, tensor_layout
+from workers.encoding import Tree, decode_tree, encode_tree, tensor_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,11 @@ class ComponentCall:
         """Fills `tree` and `tensors`; raises `UnencodableError` if the call cannot leave this rank."""
         context = None if self.context is None else [self.context.name, self.context.options]
         self.tree = encode_tree([self.args, self.kwargs, context], self.tensors)
+
+    def fresh(self) -> "ComponentCall":
+        """The encoded call with containers of its own: some models empty the lists that they are given."""
+        args, kwargs, _ = decode_tree(self.tree, self.tensors)
+        return ComponentCall(self.component, args, kwargs, self.context, self.tree, self.tensors)
 
     def signature(self) -> str:
         """Names everything that decides the structure of the result: all but tensors' values and floats."""

@@ -146,12 +146,15 @@ class Seam:
         if signature not in self._plans:
             return self._find_plan(call, signature, spec, num_parts)
         plan = self._plans[signature]
-        return self._defer(call, [call] if plan is None else split_call(call, num_parts, plan), spec)
+        if plan is None:  # on the leader: what a pipeline changes in its denoiser (attention processors) is there only
+            self.run_pending()
+            return self._run([call])[0]
+        return self._defer(call, split_call(call, num_parts, plan), spec)
 
     def _find_plan(self, call: ComponentCall, signature: str, spec: OutputSpec, num_parts: int) -> Any:
         """Runs a batched call whole, and in parts by one plan after the other until the result is the same."""
         self.run_pending()
-        whole = self._run([call])[0]
+        whole = self._run([call.fresh()])[0]
         plans = (plan for plan in cut_plans(call, num_parts) if self._cuts_right(call, num_parts, plan, spec, whole))
         self._plans[signature] = next(plans, None)
         if self._plans[signature] is None:

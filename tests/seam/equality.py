@@ -13,6 +13,7 @@ from workers.calls import GenerateCall, GenerateResult
 from workers.component_call import num_batch_rows
 from workers.leader import Leader
 from workers.pipeline_output import normalize_output
+from workers.scheduler_watch import watch_scheduler
 
 NUM_STEPS = 4
 SEED = 5
@@ -27,6 +28,7 @@ class Comparison:
     Attributes:
         relative_error: of the second run on lanes against the serial run; 0.0 is equal to the bit.
         serial_rows: calls times batch rows of the serial run.
+        fair_rows: the fewest rows that the busiest lane can have: each step's rows divided by the lanes, rounded up.
         rows: the same a rank, of the second run on lanes (the first one learns signatures).
         calls: denoiser calls a rank, of the second run.
     """
@@ -34,19 +36,20 @@ class Comparison:
     name: str
     relative_error: float
     serial_rows: int
+    fair_rows: int
     rows: tuple[int, ...]
     calls: tuple[int, ...]
 
     @property
     def is_halved(self) -> bool:
-        """Whether no rank of two did more than half of the serial work (the larger half of an odd number)."""
-        return max(self.rows) <= (self.serial_rows + 1) // 2
+        """Whether no lane did more than its share of each step: of two lanes half, or the larger half."""
+        return max(self.rows) <= self.fair_rows
 
 
 def compare(case: Case, *, num_lanes: int = 2, dtype: torch.dtype = torch.float32) -> Comparison:
     """Runs a case by diffusers alone, then twice on `num_lanes` lanes; one thread each."""
     with one_thread():
-        expected, serial_rows = run_plain(_make(case, dtype))
+        expected, rows_a_step = run_plain(_make(case, dtype))
         tiny = _make(case, dtype)
         with leader_of_threads(tiny.pipeline, num_lanes=num_lanes, denoisers=list(tiny.denoisers)) as leader:
             run_on(leader, tiny)
@@ -54,28 +57,31 @@ def compare(case: Case, *, num_lanes: int = 2, dtype: torch.dtype = torch.float3
     return Comparison(
         case.name,
         relative_error(result.output, expected),
-        serial_rows,
+        sum(rows_a_step),
+        sum(-(-rows // num_lanes) for rows in rows_a_step),
         tuple(stats.denoiser_rows for stats in result.ranks),
         tuple(stats.denoiser_calls for stats in result.ranks),
     )
 
 
-def run_plain(tiny: TinyPipeline) -> tuple[torch.Tensor, int]:
-    """The latents that diffusers alone makes, and the denoisers' calls times rows."""
-    num_rows = 0
+def run_plain(tiny: TinyPipeline) -> tuple[Any, list[int]]:
+    """The latents that diffusers alone makes, and the denoisers' calls times rows for each scheduler step."""
+    rows_a_step = [0]
 
     def count(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal num_rows
-        num_rows += num_batch_rows(args, kwargs)
+        rows_a_step[-1] += num_batch_rows(args, kwargs)
 
     hooks = [getattr(tiny.pipeline, name).register_forward_pre_hook(count, with_kwargs=True) for name in tiny.denoisers]
+    for component in tiny.pipeline.components.values():
+        if hasattr(component, "set_timesteps"):
+            watch_scheduler(component, lambda _: rows_a_step.append(0))
     tiny.pipeline.set_progress_bar_config(disable=True)
     with torch.no_grad():
         result = tiny.pipeline(**arguments_of(tiny), generator=torch.Generator().manual_seed(SEED))
     for hook in hooks:
         hook.remove()
     output, _ = normalize_output(result, output_type="latent")
-    return output, num_rows
+    return output, rows_a_step
 
 
 def run_on(leader: Leader, tiny: TinyPipeline) -> GenerateResult:
@@ -87,8 +93,9 @@ def arguments_of(tiny: TinyPipeline) -> dict[str, Any]:
     return {"num_inference_steps": NUM_STEPS, "output_type": "latent", **tiny.arguments}
 
 
-def relative_error(value: torch.Tensor, expected: torch.Tensor) -> float:
-    """0.0 exactly when both are equal to the bit."""
+def relative_error(value: Any, expected: Any) -> float:
+    """Of two tensors or arrays; 0.0 exactly when both are equal to the bit."""
+    value, expected = torch.as_tensor(value), torch.as_tensor(expected)
     if torch.equal(value, expected):
         return 0.0
     return float((value.double() - expected.double()).norm() / expected.double().norm())
@@ -106,6 +113,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _make(case: Case, dtype: torch.dtype) -> TinyPipeline:
+    torch.manual_seed(0)
     tiny = case.make()
     for name in tiny.denoisers:
         getattr(tiny.pipeline, name).to(dtype).eval()

@@ -1,0 +1,232 @@
+"""Transformers for pictures that get all branches in one call a step."""
+
+from typing import Any
+
+import torch
+
+from tests.seam.basic import make_vae
+from tests.seam.parts import (
+    build,
+    make_transformer,
+    make_unet,
+    mask,
+    none_of,
+    normal,
+    picture,
+    text,
+    text_masks,
+)
+from tests.seam.tiny import Case, TinyPipeline
+
+SIZE = {"height": 16, "width": 16}
+FLOW = "FlowMatchEulerDiscreteScheduler"
+
+
+def stable_diffusion_3(class_name: str, *, num_layers: int = 2, channels: int = 4, **arguments: Any) -> TinyPipeline:
+    transformer = make_transformer(
+        "SD3Transformer2DModel", num_layers=num_layers, patch_size=1, pos_embed_max_size=16, in_channels=channels,
+        out_channels=channels,
+    )  # fmt: skip
+    pipeline = build(
+        class_name, transformer=transformer, scheduler=build(FLOW), vae=make_vae(channels),
+        **none_of("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3"),
+    )  # fmt: skip
+    return TinyPipeline(pipeline, {**text(24, pooled=12), "guidance_scale": 5.0, **arguments})
+
+
+def make_sd3_image_to_image() -> TinyPipeline:
+    return stable_diffusion_3("StableDiffusion3Img2ImgPipeline", image=picture(), strength=0.8, **SIZE)
+
+
+def make_sd3_inpainting() -> TinyPipeline:
+    return stable_diffusion_3(
+        "StableDiffusion3InpaintPipeline", channels=16, image=picture(), mask_image=mask(), strength=0.8, **SIZE
+    )
+
+
+def make_sd3_skip_layers() -> TinyPipeline:
+    """In the middle steps a second call of one row, without some of the layers."""
+    return stable_diffusion_3(
+        "StableDiffusion3Pipeline", num_layers=3, skip_guidance_layers=[1], skip_layer_guidance_start=0.2,
+        skip_layer_guidance_stop=0.9, num_inference_steps=6, **SIZE,
+    )  # fmt: skip
+
+
+def make_pixart_alpha() -> TinyPipeline:
+    return _pixart("PixArtAlphaPipeline", "DPMSolverMultistepScheduler")
+
+
+def make_pixart_sigma() -> TinyPipeline:
+    return _pixart("PixArtSigmaPipeline", "EulerDiscreteScheduler")
+
+
+def _pixart(class_name: str, scheduler: str) -> TinyPipeline:
+    pipeline = build(
+        class_name, transformer=make_transformer("PixArtTransformer2DModel"), scheduler=build(scheduler),
+        vae=make_vae(), **none_of("text_encoder", "tokenizer"),
+    )  # fmt: skip
+    arguments = {
+        **text(24), **text_masks(), "negative_prompt": None, "guidance_scale": 4.5, "use_resolution_binning": False,
+        **SIZE,
+    }  # fmt: skip
+    return TinyPipeline(pipeline, arguments)
+
+
+def make_sana() -> TinyPipeline:
+    pipeline = build(
+        "SanaPipeline", transformer=make_transformer("SanaTransformer2DModel", guidance_embeds=False),
+        scheduler=build("DPMSolverMultistepScheduler", prediction_type="flow_prediction", use_flow_sigmas=True),
+        **none_of("text_encoder", "tokenizer", "vae"),
+    )  # fmt: skip
+    arguments = {
+        **text(24), **text_masks(), "negative_prompt": None, "guidance_scale": 4.5, "use_resolution_binning": False,
+        "height": 256, "width": 256,
+    }  # fmt: skip
+    return TinyPipeline(pipeline, arguments)
+
+
+def make_hidream() -> TinyPipeline:
+    """Hidden states of several layers, stacked: the batch is their dimension 1."""
+    pipeline = build(
+        "HiDreamImagePipeline", transformer=make_transformer("HiDreamImageTransformer2DModel"), scheduler=build(FLOW),
+        vae=make_vae(), **none_of(*(f"{n}{i}" for n in ("text_encoder", "tokenizer") for i in ("", "_2", "_3", "_4"))),
+    )  # fmt: skip
+    arguments: dict[str, Any] = {"guidance_scale": 5.0, **SIZE}
+    for seed, prefix in enumerate(("", "negative_")):
+        arguments[f"{prefix}prompt_embeds_t5"] = normal(1, 7, 24, seed=seed)
+        arguments[f"{prefix}prompt_embeds_llama3"] = normal(3, 1, 7, 24, seed=seed)
+        arguments[f"{prefix}pooled_prompt_embeds"] = normal(1, 12, seed=seed)
+    return TinyPipeline(pipeline, arguments)
+
+
+def z_image(class_name: str, **arguments: Any) -> TinyPipeline:
+    """Its arguments are lists with a tensor a picture, of the prompts' own lengths."""
+    pipeline = build(
+        class_name, transformer=make_transformer("ZImageTransformer2DModel", axes_lens=[128, 32, 32]), scheduler=build(FLOW),
+        vae=make_vae(), **none_of("text_encoder", "tokenizer"),
+    )  # fmt: skip
+    embeddings = {"prompt_embeds": [normal(7, 24)], "negative_prompt_embeds": [normal(5, 24, seed=1)]}
+    return TinyPipeline(pipeline, {**embeddings, "guidance_scale": 4.0, **SIZE, **arguments})
+
+
+def make_z_image() -> TinyPipeline:
+    return z_image("ZImagePipeline")
+
+
+def make_z_image_truncated() -> TinyPipeline:
+    """Guidance ends after half of the schedule: the last steps have one branch."""
+    return z_image("ZImagePipeline", cfg_truncation=0.5, cfg_normalization=True, num_inference_steps=6)
+
+
+def make_z_image_to_image() -> TinyPipeline:
+    return z_image("ZImageImg2ImgPipeline", image=picture(), strength=0.8)
+
+
+def make_z_image_inpainting() -> TinyPipeline:
+    return z_image("ZImageInpaintPipeline", image=picture(), mask_image=mask(), strength=0.8)
+
+
+def make_aura_flow() -> TinyPipeline:
+    pipeline = build(
+        "AuraFlowPipeline", transformer=make_transformer("AuraFlowTransformer2DModel"), scheduler=build(FLOW),
+        vae=make_vae(), **none_of("text_encoder", "tokenizer"),
+    )  # fmt: skip
+    return TinyPipeline(pipeline, {**text(24), **text_masks(), "guidance_scale": 3.5, **SIZE})
+
+
+def make_hunyuan_dit() -> TinyPipeline:
+    transformer = make_transformer("HunyuanDiT2DModel", learn_sigma=True, cross_attention_dim=16)
+    pipeline = build(
+        "HunyuanDiTPipeline", transformer=transformer, scheduler=build("DDPMScheduler"), vae=make_vae(),
+        requires_safety_checker=False,
+        **none_of("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "safety_checker", "feature_extractor"),
+    )  # fmt: skip
+    arguments: dict[str, Any] = {"guidance_scale": 5.0, "use_resolution_binning": False, **SIZE}
+    for seed, prefix in enumerate(("", "negative_")):
+        arguments[f"{prefix}prompt_embeds"] = normal(1, 4, 16, seed=seed)
+        arguments[f"{prefix}prompt_embeds_2"] = normal(1, 7, 24, seed=seed)
+        arguments[f"{prefix}prompt_attention_mask"] = torch.ones(1, 4)
+        arguments[f"{prefix}prompt_attention_mask_2"] = torch.ones(1, 7)
+    return TinyPipeline(pipeline, arguments)
+
+
+def make_lumina() -> TinyPipeline:
+    pipeline = build(
+        "LuminaPipeline", transformer=make_transformer("LuminaNextDiT2DModel"), scheduler=build(FLOW), vae=make_vae(),
+        **none_of("text_encoder", "tokenizer"),
+    )  # fmt: skip
+    masks = text_masks(dtype=torch.bool)
+    return TinyPipeline(pipeline, {**text(24), **masks, "guidance_scale": 4.0, "height": 64, "width": 64})
+
+
+def make_cogview3() -> TinyPipeline:
+    pipeline = build(
+        "CogView3PlusPipeline", transformer=make_transformer("CogView3PlusTransformer2DModel"),
+        scheduler=build("CogVideoXDDIMScheduler"), vae=make_vae(), **none_of("text_encoder", "tokenizer"),
+    )  # fmt: skip
+    arguments = {**text(24), "original_size": (16, 16), "target_size": (16, 16), "guidance_scale": 5.0, **SIZE}
+    del arguments["target_size"]
+    return TinyPipeline(pipeline, arguments)
+
+
+def make_prx() -> TinyPipeline:
+    pipeline = build(
+        "PRXPipeline", transformer=make_transformer("PRXTransformer2DModel"), scheduler=build(FLOW), vae=make_vae(),
+        **none_of("text_encoder", "tokenizer"),
+    )  # fmt: skip
+    arguments = {**text(24), **text_masks(), "negative_prompt": None, "guidance_scale": 4.0, **SIZE}
+    return TinyPipeline(pipeline, {**arguments, "use_resolution_binning": False})
+
+
+def make_bria() -> TinyPipeline:
+    pipeline = build(
+        "BriaPipeline", transformer=make_transformer("BriaTransformer2DModel", in_channels=16), scheduler=build(FLOW),
+        vae=make_vae(), **none_of("text_encoder", "tokenizer"),
+    )  # fmt: skip
+    return TinyPipeline(pipeline, {**text(24), "guidance_scale": 5.0, **SIZE})
+
+
+def make_dit() -> TinyPipeline:
+    """Guidance by class labels: the empty class is the second branch."""
+    transformer = make_transformer("DiTTransformer2DModel", num_embeds_ada_norm=1000, out_channels=8)
+    pipeline = build("DiTPipeline", transformer=transformer, vae=make_vae(), scheduler=build("DDIMScheduler"))
+    return TinyPipeline(pipeline, {"class_labels": [3], "guidance_scale": 4.0})
+
+
+def make_kandinsky_2() -> TinyPipeline:
+    unet = make_unet(
+        encoder_hid_dim=12, encoder_hid_dim_type="image_proj", addition_embed_type="image", out_channels=8,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn", resnet_time_scale_shift="scale_shift", class_embed_type=None,
+    )  # fmt: skip
+    movq = build(
+        "VQModel", block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, num_vq_embeddings=8, norm_type="spatial",
+    )  # fmt: skip
+    pipeline = build("KandinskyV22Pipeline", unet=unet, movq=movq, scheduler=build("DDPMScheduler"))
+    embeddings = {"image_embeds": normal(1, 12), "negative_image_embeds": normal(1, 12, seed=1)}
+    return TinyPipeline(pipeline, {**embeddings, "guidance_scale": 4.0, "height": 64, "width": 64}, ("unet",))
+
+
+CASES = (
+    Case("StableDiffusion3Img2ImgPipeline", "Stable Diffusion 3", "batched", make_sd3_image_to_image),
+    Case("StableDiffusion3InpaintPipeline", "Stable Diffusion 3", "batched", make_sd3_inpainting),
+    Case("StableDiffusion3Pipeline skip layers", "Stable Diffusion 3", "mixed", make_sd3_skip_layers),
+    Case("PixArtAlphaPipeline", "PixArt", "batched", make_pixart_alpha),
+    Case("PixArtSigmaPipeline", "PixArt", "batched", make_pixart_sigma),
+    Case("SanaPipeline", "Sana", "batched", make_sana),
+    Case("HiDreamImagePipeline", "HiDream", "batched", make_hidream),
+    Case("ZImagePipeline", "Z-Image", "batched", make_z_image),
+    Case("ZImagePipeline truncated", "Z-Image", "batched", make_z_image_truncated),
+    Case("ZImageImg2ImgPipeline", "Z-Image", "batched", make_z_image_to_image),
+    Case("ZImageInpaintPipeline", "Z-Image", "batched", make_z_image_inpainting),
+    Case("AuraFlowPipeline", "AuraFlow", "batched", make_aura_flow),
+    Case("HunyuanDiTPipeline", "HunyuanDiT", "batched", make_hunyuan_dit),
+    Case("LuminaPipeline", "Lumina", "batched", make_lumina),
+    Case("CogView3PlusPipeline", "CogView3", "batched", make_cogview3),
+    Case("PRXPipeline", "PRX", "batched", make_prx),
+    Case("BriaPipeline", "Bria", "batched", make_bria),
+    Case("DiTPipeline", "DiT", "batched", make_dit),
+    Case("KandinskyV22Pipeline", "Kandinsky 2.2", "batched", make_kandinsky_2),
+)  # fmt: skip
