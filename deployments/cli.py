@@ -2,6 +2,7 @@
 
 import typer
 
+from deployments.commands.check import check
 from deployments.commands.generate import generate
 from deployments.commands.plan import plan
 from deployments.commands.serve import serve
@@ -18,6 +19,7 @@ app = typer.Typer(
 app.command(name="plan")(plan)
 app.command(name="generate")(generate)
 app.command(name="serve")(serve)
+app.command(name="check")(check)
 
 
 def main() -> None:
