@@ -1,0 +1,92 @@
+"""The example configs: planned on the hardware that they are written for, from headers of real sizes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deployments.config_check import check_config
+from deployments.settings import AppSettings
+from planner.checkpoint import read_checkpoint
+from planner.cluster import cluster_from_flags
+from planner.plan import Plan, Residency
+from planner.search import plan_group
+from tests.tools.skeletons import write_skeleton
+
+ROOT = Path(__file__).parents[3]
+KUBERAY = ROOT / "examples" / "kuberay.yaml"
+
+
+def settings_in(document: dict[str, Any]) -> AppSettings:
+    (application,) = document["applications"]
+    return AppSettings.model_validate(application["args"])
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_skeleton(tmp_path_factory.mktemp("wan"), "Wan2.2-T2V-A14B")
+
+
+def plan_for(document: dict[str, Any], checkpoint: Path, **cluster: Any) -> Plan:
+    return plan_group(read_checkpoint(checkpoint), cluster_from_flags(**cluster), settings_in(document).plan)
+
+
+def read(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((ROOT / "examples" / name).read_text())
+    return document
+
+
+def test_wan_a14b_has_a_plan_on_two_80_gb_gpus(wan: Path) -> None:
+    plan = plan_for(read("wan2.2-a14b.yaml"), wan, gpus_per_node=2, gpu_type="H100", host_memory_gib=240)
+    assert (plan.group.num_ranks, plan.group.cfg_degree) == (2, 2)
+    assert max(plan.memory.gpu_peak_bytes) < plan.memory.gpu_capacity_bytes[0]
+
+
+def test_flux_on_24_gb_is_streamed(tmp_path: Path) -> None:
+    plan = plan_for(
+        read("flux-24gb.yaml"),
+        write_skeleton(tmp_path, "FLUX.1-dev"),
+        gpus_per_node=1,
+        gpu_memory_gib=22.5,
+        host_memory_gib=64,
+    )
+    assert plan.components[0].residency is Residency.LAYERWISE
+
+
+@pytest.fixture
+def rayservice() -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(KUBERAY.read_text())
+    return document
+
+
+def test_kuberay_config_is_clean_but_for_its_open_port(rayservice: dict[str, Any]) -> None:
+    findings = check_config(yaml.safe_load(rayservice["spec"]["serveConfigV2"]))
+    assert [(finding.severity, finding.path) for finding in findings] == [("warning", "http_options.host")]
+
+
+def test_kuberay_cluster_asks_for_the_token_and_one_version(rayservice: dict[str, Any]) -> None:
+    cluster = rayservice["spec"]["rayClusterConfig"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    constraints = (ROOT / "constraints.txt").read_text()
+    assert f"ray=={cluster['rayVersion']}" in constraints
+    templates = [cluster["headGroupSpec"]["template"], *(g["template"] for g in cluster["workerGroupSpecs"])]
+    assert len({container["image"] for t in templates for container in t["spec"]["containers"]}) == 1
+
+
+def test_kuberay_worker_can_hold_the_plans_bundles(rayservice: dict[str, Any], wan: Path) -> None:
+    limits = rayservice["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0][
+        "resources"
+    ]["limits"]
+    memory_gib = int(limits["memory"].removesuffix("Gi"))
+    plan = plan_for(
+        yaml.safe_load(rayservice["spec"]["serveConfigV2"]), wan,
+        gpus_per_node=int(limits["nvidia.com/gpu"]), gpu_type="H100", host_memory_gib=memory_gib,
+    )  # fmt: skip
+    assert sum(bundle.get("CPU", 0) for bundle in plan.group.bundles) <= int(limits["cpu"])
+    assert plan.memory.host_peak_bytes < memory_gib * 2**30
+
+
+def test_image_copies_only_what_is_there() -> None:
+    copied = [line.split()[1:-1] for line in (ROOT / "Dockerfile").read_text().splitlines() if line.startswith("COPY")]
+    assert all((ROOT / source).exists() for sources in copied for source in sources)
