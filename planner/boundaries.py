@@ -26,8 +26,12 @@ COMMON_CONTAINERS: tuple[str, ...] = (
 EXPLICIT_CONTAINERS: dict[str, tuple[str, ...]] = {
     "T5EncoderModel": ("encoder.block",),
     "UMT5EncoderModel": ("encoder.block",),
+    # Their blocks are named neither by class attributes nor, completely, by the common containers.
+    "HiDreamImageTransformer2DModel": ("double_stream_blocks", "single_stream_blocks"),
+    "LatteTransformer3DModel": ("transformer_blocks", "temporal_transformer_blocks"),
+    "T5FilmDecoder": ("decoders",),
 }
-"""Containers stated for a model class; they win over everything else."""
+"""Containers stated for a model class; they win over everything else, in the planner and in the workers."""
 
 
 def is_numbered_entry_of(container: str, qualified_name: str) -> bool:

@@ -10,19 +10,10 @@ from enum import StrEnum
 
 from torch import nn
 
-from planner.boundaries import COMMON_CONTAINERS, is_numbered_entry_of_any
-from planner.boundaries import EXPLICIT_CONTAINERS as STATED_CONTAINERS
+from planner.boundaries import COMMON_CONTAINERS, EXPLICIT_CONTAINERS, is_numbered_entry_of_any
 from workers.errors import LoadError
 
 ShardCondition = Callable[[str, nn.Module], bool]
-
-# Models whose blocks neither class attributes nor the common containers name completely.
-EXPLICIT_CONTAINERS: dict[str, tuple[str, ...]] = {
-    **STATED_CONTAINERS,
-    "HiDreamImageTransformer2DModel": ("double_stream_blocks", "single_stream_blocks"),
-    "LatteTransformer3DModel": ("transformer_blocks", "temporal_transformer_blocks"),
-    "T5FilmDecoder": ("decoders",),
-}
 
 # Parts of a block that the model also calls past the block: gathered on their own, and never streamed.
 BORROWED_MODULES: dict[str, tuple[str, ...]] = {

@@ -9,15 +9,16 @@ from tests.dist.weights.compare import build
 from tests.dist.weights.tiny_models import TinyModel, all_models
 from workers.shard_conditions import resolve_boundaries
 
-STATED_BY_THE_WORKERS_ONLY = {"HiDreamImageTransformer2DModel", "LatteTransformer3DModel", "T5FilmDecoder"}
+STATED = {"HiDreamImageTransformer2DModel", "LatteTransformer3DModel", "T5FilmDecoder"}
 
 
 @pytest.mark.parametrize(
     "model",
     [
-        pytest.param(model, id=model.class_name, marks=() if model.quick else pytest.mark.full)
+        pytest.param(
+            model, id=model.class_name, marks=() if model.quick or model.class_name in STATED else pytest.mark.full
+        )
         for model in all_models()
-        if model.class_name not in STATED_BY_THE_WORKERS_ONLY
     ],
 )
 def test_planner_and_workers_cut_at_the_same_places(model: TinyModel) -> None:

@@ -1,0 +1,94 @@
+"""The chosen option as a `Plan`."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+from planner.cluster import Cluster, cluster_to_json
+from planner.context import PlanContext
+from planner.evaluation import Candidate, residency_text
+from planner.load_order import LoadPosition
+from planner.memory import Placement
+from planner.nodes import COORDINATOR_CPUS, cpus_per_rank
+from planner.plan import ComponentPlan, GroupPlan, MemoryPlan, Plan, PlanRequest, RejectedOption, Residency
+
+
+def make_plan(chosen: Candidate, context: PlanContext, cluster: Cluster, rejected: Sequence[RejectedOption]) -> Plan:
+    checkpoint, request = context.checkpoint, context.request
+    num_ranks = chosen.degrees.num_ranks
+    host_capacity = chosen.node.host_memory_bytes
+    plan = Plan(
+        checkpoint=checkpoint.path,
+        checkpoint_fingerprint=checkpoint.fingerprint,
+        pipeline_class=checkpoint.pipeline_class,
+        mode=request.mode,
+        device="cuda" if context.device == "cuda" else "cpu",
+        dtype=context.dtype,  # type: ignore[arg-type]
+        variant=checkpoint.variant,
+        payload_bytes=checkpoint.payload_bytes,
+        components=tuple(
+            _component_plan(p, position, context) for p, position in zip(chosen.placements, context.order, strict=True)
+        ),
+        group=GroupPlan(
+            num_ranks=num_ranks,
+            cfg_degree=chosen.degrees.cfg,
+            sequence_degree=chosen.degrees.sequence,
+            fsdp_degree=chosen.degrees.fsdp,
+            bundles=_bundles(chosen, context, cluster),
+            strategy="PACK" if chosen.spans_nodes else "STRICT_PACK",
+            share_gpu=request.share_gpu,
+        ),
+        memory=MemoryPlan(
+            gpu_peak_bytes=chosen.moments.gpu_peak_bytes,
+            gpu_capacity_bytes=(chosen.gpu_capacity_bytes,) * num_ranks,
+            host_peak_bytes=chosen.moments.host_peak_bytes,
+            host_capacity_bytes=host_capacity,
+            timeline=chosen.moments.timeline,
+        ),
+        predicted=chosen.times.predicted(),
+        defaults=checkpoint.defaults,
+        rejected=tuple(rejected),
+        fingerprint="",
+    )
+    return plan.model_copy(update={"fingerprint": _fingerprint(plan, cluster, request)})
+
+
+def _bundles(chosen: Candidate, context: PlanContext, cluster: Cluster) -> tuple[dict[str, float], ...]:
+    num_ranks = chosen.degrees.num_ranks
+    rank = {"CPU": cpus_per_rank(chosen.degrees, chosen.node, context)}
+    if context.device == "cuda":
+        rank["GPU"] = 1.0 / num_ranks if context.request.share_gpu else 1.0
+        types = {node.gpu_type for node in cluster.node_types if node.num_gpus}
+        if len(types) > 1 and chosen.node.gpu_type:
+            # Any GPU would satisfy the bundle otherwise, also one with less memory than was planned for.
+            rank[f"accelerator_type:{chosen.node.gpu_type}"] = 0.001
+    return ({"CPU": COORDINATOR_CPUS}, *(dict(rank) for _ in range(num_ranks)))
+
+
+def _component_plan(placement: Placement, position: LoadPosition, context: PlanContext) -> ComponentPlan:
+    component = placement.component
+    layerwise = placement.residency is Residency.LAYERWISE
+    why = "as stated" if component.name in context.request.residency else f"chosen for mode {context.request.mode}"
+    return ComponentPlan(
+        name=component.name,
+        library=component.library,
+        class_name=component.class_name,
+        kind=component.kind,
+        payload_bytes=component.payload_bytes,
+        num_parameters=component.num_parameters,
+        num_blocks=len(component.blocks),
+        block_rule=component.block_rule.describe() if component.block_rule else None,
+        residency=placement.residency,
+        num_resident_blocks=placement.num_resident_blocks if layerwise else None,
+        prefetch_depth=placement.prefetch_depth if layerwise else None,
+        ranks=placement.ranks,
+        load_order=position.load_order,
+        reason=f"loads {position.reason}; {residency_text(placement)}: {why}",
+    )
+
+
+def _fingerprint(plan: Plan, cluster: Cluster, request: PlanRequest) -> str:
+    # The path is left out: the same checkpoint elsewhere gives the same fingerprint.
+    content = plan.model_dump(mode="json", exclude={"fingerprint", "checkpoint"})
+    text = json.dumps([content, cluster_to_json(cluster), request.model_dump(mode="json")], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
