@@ -5,8 +5,9 @@ model, then the classes in `_repeated_blocks` (else `_no_split_modules`), then t
 Predicates here see strings only, so that the planner (parameter names) and the workers (modules) use the same ones.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 COMMON_CONTAINERS: tuple[str, ...] = (
@@ -42,11 +43,7 @@ def is_numbered_entry_of(container: str, qualified_name: str) -> bool:
     below other modules. `*` in a container stands for a number (`down_blocks.*.attentions`).
     """
     parts = qualified_name.split(".")
-    pattern = container.split(".")
-    if len(parts) <= len(pattern) or not _is_number(parts[-1]):
-        return False
-    tail = parts[-1 - len(pattern) : -1]
-    return all(_is_number(part) if want == "*" else part == want for part, want in zip(tail, pattern, strict=True))
+    return _is_number(parts[-1]) and _matches(container.split("."), parts, len(parts) - 1)
 
 
 def is_numbered_entry_of_any(containers: Iterable[str], qualified_name: str) -> bool:
@@ -56,13 +53,39 @@ def is_numbered_entry_of_any(containers: Iterable[str], qualified_name: str) -> 
 
 def find_block(parameter_name: str, *, containers: Sequence[str]) -> str | None:
     """The outermost block that a parameter lies in, e.g. `blocks.3` for `blocks.3.attn.to_q.weight`; None outside."""
-    end = parameter_name.find(".")
-    while end != -1:
-        prefix = parameter_name[:end]
-        if is_numbered_entry_of_any(containers, prefix):
-            return prefix
-        end = parameter_name.find(".", end + 1)
+    ends = _by_last_part(tuple(containers))
+    parts = parameter_name.split(".")
+    for position in range(1, len(parts) - 1):
+        if _is_number(parts[position]) and _containers_before(parts, position, ends):
+            return ".".join(parts[: position + 1])
     return None
+
+
+@cache
+def _by_last_part(containers: tuple[str, ...]) -> Mapping[str, tuple[tuple[str, ...], ...]]:
+    """The containers' parts by their last one, so that a name is split once and looked up once a number in it."""
+    found: dict[str, tuple[tuple[str, ...], ...]] = {}
+    for container in dict.fromkeys(containers):
+        pattern = tuple(container.split("."))
+        found[pattern[-1]] = (*found.get(pattern[-1], ()), pattern)
+    return found
+
+
+def _containers_before(
+    parts: Sequence[str], position: int, ends: Mapping[str, tuple[tuple[str, ...], ...]]
+) -> list[str]:
+    """The containers whose numbered entry ends at `position`, as they were stated."""
+    patterns = ends.get(parts[position - 1], ())
+    if "*" in ends and _is_number(parts[position - 1]):
+        patterns = (*patterns, *ends["*"])
+    return [".".join(pattern) for pattern in patterns if _matches(pattern, parts, position)]
+
+
+def _matches(pattern: Sequence[str], parts: Sequence[str], position: int) -> bool:
+    if len(pattern) > position:
+        return False
+    tail = parts[position - len(pattern) : position]
+    return all(_is_number(part) if want == "*" else part == want for part, want in zip(tail, pattern, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +141,17 @@ def resolve_block_rule(
 
 
 def _present(containers: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(c for c in containers if any(find_block(name, containers=(c,)) for name in names))
+    """The containers that some parameter lies in, in the order given; one pass over the names."""
+    ends = _by_last_part(tuple(containers))
+    if not ends:
+        return ()
+    found: set[str] = set()
+    for name in names:
+        parts = name.split(".")
+        for position in range(1, len(parts) - 1):
+            if _is_number(parts[position]):
+                found.update(_containers_before(parts, position, ends))
+    return tuple(container for container in containers if container in found)
 
 
 def _is_number(part: str) -> bool:

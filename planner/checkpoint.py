@@ -1,10 +1,10 @@
 """A checkpoint as the planner sees it: components, blocks, bytes and dtypes, from headers alone; no tensor is read."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -17,7 +17,8 @@ from planner.errors import (
     UnknownComponentError,
     UnsafeCheckpointError,
 )
-from planner.files import MAX_JSON_BYTES, SINGLE_FILE_ADVICE, CheckpointFiles, check_name, open_files
+from planner.files import SINGLE_FILE_ADVICE, CheckpointFiles, check_name, open_files
+from planner.json_text import CONFIG_LIMITS, WEIGHT_INDEX_LIMITS, JsonLimits, check_numbers, parse_object
 from planner.kinds import classify_component
 from planner.plan import ComponentKind, ServingDefaults
 from planner.weight_files import WeightFiles, find_weight_files, read_tensors
@@ -25,6 +26,7 @@ from planner.weights import Block, WeightTally, group_weights
 
 INDEX_FILE = "model_index.json"
 DEFAULTS_FILE = "heliograph.json"
+MAX_COMPONENTS = 64
 SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt", ".gguf", ".bin", ".pt", ".pth")
 
 
@@ -116,7 +118,7 @@ def read_checkpoint(path: str, *, variant: str | None = None) -> Checkpoint:
         CheckpointError: what is wrong, in which file; its subclass says which sort (see `planner.errors`).
     """
     path = str(path)
-    if "://" not in path and path.endswith(SINGLE_FILE_SUFFIXES):
+    if path.partition("?")[0].endswith(SINGLE_FILE_SUFFIXES) and not Path(path).is_dir():
         raise CheckpointNotFoundError(
             f"{path} is a single file, not a folder in diffusers layout; {SINGLE_FILE_ADVICE}"
         )
@@ -154,6 +156,10 @@ class _Reader:
             if module is None and class_name is None:
                 continue
             self._check_class(name, module, class_name)
+            if len(components) + len(weightless) >= MAX_COMPONENTS:
+                raise CheckpointFormatError(
+                    f"{self._files.location}/{INDEX_FILE} lists more than {MAX_COMPONENTS} components"
+                )
             if tables.find_model(module, class_name) is None:
                 weightless.append(WeightlessComponent(name, module, class_name, position))
             else:
@@ -261,31 +267,26 @@ class _Reader:
             raise CheckpointFormatError(f"{self._files.location}/{DEFAULTS_FILE}: {where}: {first['msg']}") from error
 
     def _read_weight_index(self, name: str) -> dict[str, Any]:
-        return self._read_json(name, missing=CheckpointFormatError, advice="the component is incomplete")
+        advice = "the component is incomplete"
+        return self._read_json(name, missing=CheckpointFormatError, advice=advice, limits=WEIGHT_INDEX_LIMITS)
 
-    def _read_json(self, name: str, *, missing: type[CheckpointError], advice: str) -> dict[str, Any]:
+    def _read_json(
+        self, name: str, *, missing: type[CheckpointError], advice: str, limits: JsonLimits = CONFIG_LIMITS
+    ) -> dict[str, Any]:
         where = f"{self._files.location}/{name}"
         size = self._files.size(name)
         if size is None:
             raise missing(f"{self._files.location} has no {name}: {advice}")
-        if size > MAX_JSON_BYTES:
-            raise CheckpointFormatError(f"{where} has {size} bytes, at most {MAX_JSON_BYTES} are read")
+        if size > limits.num_bytes:
+            raise CheckpointFormatError(f"{where} has {size} bytes, at most {limits.num_bytes} are read")
         raw = self._files.read(name, 0, size)
         self._digest.update(f"{name}|{len(raw)}|".encode())
         self._digest.update(raw)
-        try:
-            document = json.loads(raw.decode("utf-8"))
-        except RecursionError:
-            _malformed(where, "nested too deeply")
-        except ValueError as error:
-            _malformed(where, f"not valid JSON ({str(error)[:120]})")
-        if not isinstance(document, dict):
-            _malformed(where, f"a JSON {type(document).__name__}, an object is needed")
+        # Python's reader, and with it diffusers, takes the last of two equal names in a configuration.
+        duplicates: Literal["refused", "last wins"] = "last wins" if name.endswith("config.json") else "refused"
+        document = parse_object(raw, where=where, what="it", limits=limits, duplicates=duplicates)
+        check_numbers(document, where=where)
         return document
-
-
-def _malformed(where: str, offence: str) -> NoReturn:
-    raise CheckpointFormatError(f"{where}: {offence}")
 
 
 def _is_class_entry(value: Any) -> bool:

@@ -23,6 +23,8 @@ DECODE_COPIES = 4.0
 """Full-resolution feature maps alive at the decoder's last level: input, norm, convolution's input and output."""
 VIDEO_CHUNK_FRAMES = 4
 """Frames that causal video autoencoders decode at once (one latent frame)."""
+MAX_LEVELS = 16
+"""Levels of an autoencoder that are believed."""
 NVLINK_GB_S = 300.0
 """Bandwidth of an all-gather between GPUs of a node, GB/s: two thirds of NVLink 4's 450 GB/s a direction."""
 NETWORK_GB_S = 10.0
@@ -149,7 +151,7 @@ def denoiser_work(component: Component, checkpoint: Checkpoint, workload: Worklo
         parameters = parameters * (image_tokens + DEFAULT_TEXT_TOKENS) / (2 * tokens)
     # Sana's attention is linear in the tokens, its products are counted with the parameters.
     attention = 0.0 if component.class_name.startswith("Sana") else 4.0 * tokens * tokens * hidden * blocks
-    elementwise = ELEMENTWISE_COPIES * tokens * hidden * 2.0 * blocks
+    elementwise = ELEMENTWISE_COPIES * tokens * hidden * DTYPE_BYTES["bfloat16"] * blocks
     return Work(2.0 * parameters * tokens * batch, attention * batch, elementwise * batch)
 
 
@@ -218,11 +220,11 @@ def _compression(checkpoint: Checkpoint) -> tuple[int, int]:
     temporal = _integer(config, "scale_factor_temporal", "temporal_compression_ratio", default=0)
     if not temporal:
         down = config.get("temperal_downsample")
-        temporal = 2 ** sum(bool(x) for x in down) if isinstance(down, list) else 1
+        temporal = 2 ** min(sum(bool(x) for x in down), MAX_LEVELS) if isinstance(down, list) else 1
     spatial = _integer(config, "scale_factor_spatial", "spatial_compression_ratio", default=0)
     if not spatial:
         levels = config.get("dim_mult") or config.get("decoder_block_out_channels") or config.get("block_out_channels")
-        spatial = 2 ** (len(levels) - 1) if isinstance(levels, list) and levels else 8
+        spatial = 2 ** min(len(levels) - 1, MAX_LEVELS) if isinstance(levels, list) and levels else 8
     if vae.class_name.startswith("AutoencoderKLLTX"):
         return 32, 8
     if vae.class_name == "AutoencoderKLQwenImage":

@@ -1,12 +1,14 @@
 """A checkpoint's files: a local folder or any fsspec URL, read by name and byte range, never outside the folder."""
 
+import itertools
 import os
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from planner.errors import CheckpointNotFoundError, UnsafeCheckpointError
 
-MAX_JSON_BYTES = 16 * 2**20
+MAX_NAMES = 10_000
+"""Files of a folder that are looked at."""
 
 
 class CheckpointFiles(Protocol):
@@ -34,6 +36,10 @@ def open_files(checkpoint: str) -> CheckpointFiles:
     """
     if checkpoint.startswith("file://"):
         checkpoint = checkpoint.removeprefix("file://")
+    if checkpoint.startswith(("http://", "https://")):
+        from planner.http_files import HttpFiles
+
+        return HttpFiles(checkpoint)
     if "://" in checkpoint:
         return RemoteFiles(checkpoint)
     return LocalFiles(checkpoint)
@@ -45,7 +51,15 @@ def check_name(name: str, *, where: str) -> str:
     Raises:
         UnsafeCheckpointError: it holds a path separator, `..`, a drive or control characters.
     """
-    if not name or name in {".", ".."} or "/" in name or "\\" in name or ":" in name or not name.isprintable():
+    if (
+        not name
+        or len(name) > 255
+        or name in {".", ".."}
+        or "/" in name
+        or "\\" in name
+        or ":" in name
+        or not name.isprintable()
+    ):
         raise UnsafeCheckpointError(
             f"{where} names {name!r:.200}, which is not a plain name inside the checkpoint's folder"
         )
@@ -89,7 +103,10 @@ class LocalFiles:
     def list_names(self, folder: str) -> list[str]:
         """Names of the files in a component's folder, sorted."""
         path = self._resolve(folder)
-        return sorted(entry.name for entry in os.scandir(path)) if path.is_dir() else []
+        if not path.is_dir():
+            return []
+        with os.scandir(path) as entries:
+            return sorted(entry.name for entry in itertools.islice(entries, MAX_NAMES))
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Reads a byte range, short at the end of the file."""
@@ -99,17 +116,21 @@ class LocalFiles:
 
 
 class RemoteFiles:
-    """Files behind an fsspec URL, read by ranges."""
+    """Files behind an fsspec URL (`s3://`, `gs://`, `hf://`, `memory://`, ...), read by ranges."""
 
     def __init__(self, url: str) -> None:
         import fsspec
 
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(url.rstrip("/"))
+            self._fs, root = fsspec.core.url_to_fs(url.rstrip("/"))
         except (ImportError, ValueError) as error:
             raise CheckpointNotFoundError(f"{url}: {error}") from error
+        self._root = str(root).rstrip("/")
         self._url = url.rstrip("/")
         self._sizes: dict[str, int | None] = {}
+        # Without a range read of its own a file system opens a file, whose cache would fetch megabytes ahead.
+        own_ranges = type(self._fs).cat_file is not fsspec.AbstractFileSystem.cat_file
+        self._exactly: dict[str, Any] = {} if own_ranges else {"cache_type": "none"}
 
     @property
     def location(self) -> str:
@@ -127,7 +148,7 @@ class RemoteFiles:
             info: dict[str, Any] = self._fs.info(f"{self._root}/{name}")
         except FileNotFoundError:
             return None
-        except OSError as error:
+        except Exception as error:  # each file system has errors of its own: credentials, permissions, network
             raise CheckpointNotFoundError(f"{self._url}/{name} cannot be reached: {error}") from error
         size = info.get("size")
         return int(size) if info.get("type") == "file" and size is not None else None
@@ -136,10 +157,10 @@ class RemoteFiles:
         """Names of the files in a component's folder, sorted; empty if the file system cannot list."""
         try:
             entries: list[dict[str, Any]] = self._fs.ls(f"{self._root}/{folder}", detail=True)
-        except (OSError, NotImplementedError):
+        except Exception:  # listing only improves advice; a size or a read names what is wrong
             return []
         names: list[str] = []
-        for entry in entries:
+        for entry in entries[:MAX_NAMES]:
             name = str(entry["name"]).rstrip("/").rpartition("/")[2]
             names.append(name)
             if entry.get("type") == "file" and entry.get("size") is not None:
@@ -149,8 +170,8 @@ class RemoteFiles:
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Reads a byte range, short at the end of the file."""
         try:
-            data: bytes = self._fs.cat_file(f"{self._root}/{name}", start=offset, end=offset + length)
-        except (OSError, ValueError) as error:
+            data: bytes = self._fs.cat_file(f"{self._root}/{name}", start=offset, end=offset + length, **self._exactly)
+        except Exception as error:  # each file system has errors of its own
             raise CheckpointNotFoundError(f"{self._url}/{name} cannot be read: {error}") from error
         return data[:length]
 

@@ -77,12 +77,12 @@ class PlanRequest(Frozen):
 class ServingDefaults(Frozen):
     """Defaults that the checkpoint recommends (`heliograph.json` beside `model_index.json`); absent ones are None."""
 
-    width: int | None = None
-    height: int | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    num_frames: int | None = None
-    fps: int | None = None
+    width: int | None = Field(default=None, ge=1, le=2**16)
+    height: int | None = Field(default=None, ge=1, le=2**16)
+    num_inference_steps: int | None = Field(default=None, ge=1, le=10_000)
+    guidance_scale: float | None = Field(default=None, allow_inf_nan=False)
+    num_frames: int | None = Field(default=None, ge=1, le=2**16)
+    fps: int | None = Field(default=None, ge=1, le=1000)
 
 
 class ComponentPlan(Frozen):

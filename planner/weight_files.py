@@ -13,6 +13,8 @@ _STEMS = {"diffusers": ("diffusion_pytorch_model", "model"), "transformers": ("m
 _PICKLE_STEMS = ("diffusion_pytorch_model", "pytorch_model", "model")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 MAX_SHARDS = 1000
+MAX_COMPONENT_TENSORS = 20_000
+"""Tensors of one component over all its files; the largest seen has 5,000."""
 
 ReadJson = Callable[[str], dict[str, Any]]
 
@@ -139,6 +141,10 @@ def read_tensors(files: CheckpointFiles, found: WeightFiles) -> tuple[TensorEntr
             file=f"{files.location}/{path}",
             file_bytes=files.size(path) or 0,
         )
+        if len(tensors) + len(header.tensors) > MAX_COMPONENT_TENSORS:
+            raise CheckpointFormatError(
+                f"{files.location}/{path}: with it the component has more than {MAX_COMPONENT_TENSORS} tensors"
+            )
         for tensor in header.tensors:
             if tensor.name in owner:
                 raise CheckpointFormatError(
