@@ -12,8 +12,10 @@ import ray
 
 from planner.checkpoint import read_checkpoint
 from planner.cluster import Cluster, cluster_from_ray_nodes, cluster_from_yaml, merge_clusters
-from planner.errors import ClusterError, PlannerError
+from planner.errors import ClusterError, PlannerError, PlanRequestError
+from planner.measurements import Measurement
 from planner.plan import Plan, PlanRequest
+from planner.profiles import configured_folder, keep_measurement, read_measurements
 from planner.search import plan_group
 
 NAMESPACE = "heliograph"
@@ -22,22 +24,42 @@ PLAN_TIMEOUT_S = 60.0
 
 
 class PlannerActor:
-    """Plans for the cluster that it runs in. Stateless."""
+    """Plans for the cluster that it runs in. It keeps no state but the profiles' files."""
 
-    def plan(self, checkpoint: str, request_json: str, cluster_file: str | None = None) -> str:
+    def plan(
+        self, checkpoint: str, request_json: str, cluster_file: str | None = None, profiles: str | None = None
+    ) -> str:
         """Plans one group; returns the JSON of the `Plan`.
 
         Args:
             checkpoint: folder or URL, as the actor's node sees it.
             request_json: JSON of a `PlanRequest`.
             cluster_file: a `ray up` file whose node types may still be started, beside the live nodes.
+            profiles: folder or URL of the calibration profiles, else `HELIOGRAPH_PROFILES` of the actor's node.
 
         Raises:
             PlannerError: as `read_checkpoint` and `plan_group` do.
         """
         request = PlanRequest.model_validate_json(request_json)
+        _refuse_what_groups_do_not_run(request)
         read = read_checkpoint(checkpoint, variant=request.variant)
-        return plan_group(read, _live_cluster(cluster_file), request).model_dump_json()
+        measurements = read_measurements(configured_folder(profiles), checkpoint_fingerprint=read.fingerprint)
+        return plan_group(read, _live_cluster(cluster_file), request, measurements=measurements).model_dump_json()
+
+    def report_measurement(self, measurement_json: str, profiles: str | None = None) -> str | None:
+        """Keeps what a group measured, for later plans; returns the merged record's JSON, None if none are kept.
+
+        Args:
+            measurement_json: JSON of a `Measurement`.
+            profiles: as for `plan`.
+
+        Raises:
+            ProfileError: it cannot be written.
+        """
+        folder = configured_folder(profiles)
+        if folder is None:
+            return None
+        return keep_measurement(folder, Measurement.model_validate_json(measurement_json)).model_dump_json()
 
     def ping(self) -> str:
         """Answers as soon as the actor stands, with the hash of its code."""
@@ -62,25 +84,50 @@ def get_planner_actor(*, timeout_s: float = START_TIMEOUT_S) -> Any:
 
 
 def ask_planner(
-    checkpoint: str, request: PlanRequest, *, cluster_file: str | None = None, timeout_s: float = PLAN_TIMEOUT_S
+    checkpoint: str,
+    request: PlanRequest,
+    *,
+    cluster_file: str | None = None,
+    profiles: str | None = None,
+    timeout_s: float = PLAN_TIMEOUT_S,
 ) -> Plan:
     """Asks the planner actor for a plan.
 
     Raises:
         PlannerError: the planner's own typed errors arrive as themselves; also when no answer came within `timeout_s`.
     """
+    arguments = (checkpoint, request.model_dump_json(), cluster_file, profiles)
+    answer = _call_actor("plan", arguments, what=checkpoint, timeout_s=timeout_s)
+    assert answer is not None
+    return Plan.model_validate_json(answer)
+
+
+def report_measurement(
+    measurement: Measurement, *, profiles: str | None = None, timeout_s: float = PLAN_TIMEOUT_S
+) -> Measurement | None:
+    """Sends a group's measurement to the planner actor; returns what is kept now, None if no profiles are kept.
+
+    Raises:
+        PlannerError: it could not be kept, or no answer came within `timeout_s`.
+    """
+    arguments = (measurement.model_dump_json(), profiles)
+    answer = _call_actor("report_measurement", arguments, what="a measurement", timeout_s=timeout_s)
+    return Measurement.model_validate_json(answer) if answer is not None else None
+
+
+def _call_actor(method: str, arguments: tuple[Any, ...], *, what: str, timeout_s: float) -> str | None:
     actor = get_planner_actor(timeout_s=timeout_s)
     try:
-        answer = ray.get(actor.plan.remote(checkpoint, request.model_dump_json(), cluster_file), timeout=timeout_s)
+        answer: str | None = ray.get(getattr(actor, method).remote(*arguments), timeout=timeout_s)
     except ray.exceptions.GetTimeoutError as error:
-        raise PlannerError(f"the planner did not answer within {timeout_s:g} s for {checkpoint}") from error
+        raise PlannerError(f"the planner did not answer within {timeout_s:g} s for {what}") from error
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, PlannerError):
             raise error.cause from None
-        raise PlannerError(f"the planner failed on {checkpoint}: {error}") from error
+        raise PlannerError(f"the planner failed on {what}: {error}") from error
     except ray.exceptions.RayActorError as error:
-        raise PlannerError(f"the planner actor died while it planned {checkpoint}: {error}") from error
-    return Plan.model_validate_json(answer)
+        raise PlannerError(f"the planner actor died while it worked on {what}: {error}") from error
+    return answer
 
 
 @cache
@@ -92,6 +139,13 @@ def code_hash() -> str:
         digest.update(str(file.relative_to(folder)).encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _refuse_what_groups_do_not_run(request: PlanRequest) -> None:
+    if request.step_cache is not None:
+        raise PlanRequestError(
+            f"step_cache {request.step_cache}: groups do not run step caches yet; leave step_cache out"
+        )
 
 
 def _live_cluster(cluster_file: str | None) -> Cluster:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 
+from planner.calibration import planned_shape
 from planner.cluster import Cluster, cluster_to_json
 from planner.context import PlanContext
 from planner.evaluation import Candidate, residency_text
@@ -25,9 +26,12 @@ def make_plan(chosen: Candidate, context: PlanContext, cluster: Cluster, rejecte
         device="cuda" if context.device == "cuda" else "cpu",
         dtype=context.dtype,  # type: ignore[arg-type]
         variant=checkpoint.variant,
+        step_cache=request.step_cache,
+        shape=planned_shape(context.workload),
         payload_bytes=checkpoint.payload_bytes,
         components=tuple(
-            _component_plan(p, position, context) for p, position in zip(chosen.placements, context.order, strict=True)
+            _component_plan(p, position, chosen, context)
+            for p, position in zip(chosen.placements, context.order, strict=True)
         ),
         group=GroupPlan(
             num_ranks=num_ranks,
@@ -46,6 +50,7 @@ def make_plan(chosen: Candidate, context: PlanContext, cluster: Cluster, rejecte
             timeline=chosen.moments.timeline,
         ),
         predicted=chosen.times.predicted(),
+        corrections=chosen.corrections,
         defaults=checkpoint.defaults,
         rejected=tuple(rejected),
         fingerprint="",
@@ -65,10 +70,14 @@ def _bundles(chosen: Candidate, context: PlanContext, cluster: Cluster) -> tuple
     return ({"CPU": COORDINATOR_CPUS}, *(dict(rank) for _ in range(num_ranks)))
 
 
-def _component_plan(placement: Placement, position: LoadPosition, context: PlanContext) -> ComponentPlan:
+def _component_plan(
+    placement: Placement, position: LoadPosition, chosen: Candidate, context: PlanContext
+) -> ComponentPlan:
     component = placement.component
     layerwise = placement.residency is Residency.LAYERWISE
     why = "as stated" if component.name in context.request.residency else f"chosen for mode {context.request.mode}"
+    if layerwise and component.name in chosen.knees:
+        why += f"; {_knee_text(placement, chosen.knees[component.name])}"
     return ComponentPlan(
         name=component.name,
         library=component.library,
@@ -85,6 +94,12 @@ def _component_plan(placement: Placement, position: LoadPosition, context: PlanC
         load_order=position.load_order,
         reason=f"loads {position.reason}; {residency_text(placement)}: {why}",
     )
+
+
+def _knee_text(placement: Placement, knee: int) -> str:
+    if placement.num_resident_blocks < knee:
+        return f"copying hides under compute only from {knee} resident blocks on"
+    return f"copying hides under compute from {knee} resident blocks on"
 
 
 def _fingerprint(plan: Plan, cluster: Cluster, request: PlanRequest) -> str:

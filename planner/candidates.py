@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from planner.checkpoint import Checkpoint, Component
 from planner.cluster import NodeType
+from planner.component_ranks import ComponentPlacement
 from planner.costs import uses_guidance
 from planner.degrees import Degrees, has_explicit_degrees, resolve_degrees
 from planner.errors import PlanRequestError
@@ -33,14 +34,14 @@ class Options:
     refused: tuple[Refusal, ...]
 
 
-def check_request(checkpoint: Checkpoint, request: PlanRequest) -> None:
+def check_request(checkpoint: Checkpoint, request: PlanRequest, *, component_placement: ComponentPlacement) -> None:
     """Refuses choices that contradict the checkpoint or one another.
 
     Raises:
         PlanRequestError: an unknown component, a choice that is also forbidden, or k that does not fit the blocks.
     """
     names = [component.name for component in checkpoint.components]
-    for name in [*request.residency, *request.forbid]:
+    for name in [*request.residency, *request.forbid, *request.component_ranks]:
         if name not in names:
             raise PlanRequestError(
                 f"{name!r} is no component with weights of {checkpoint.path}; it has {', '.join(names)}"
@@ -57,6 +58,31 @@ def check_request(checkpoint: Checkpoint, request: PlanRequest) -> None:
             raise PlanRequestError(
                 f"{name}=layerwise:{k}: it has {len(component.blocks)} blocks, at most that many can be resident"
             )
+
+    for name, rank in request.component_ranks.items():
+        _check_rank(checkpoint, request, name, rank, component_placement)
+
+
+def _check_rank(
+    checkpoint: Checkpoint, request: PlanRequest, name: str, rank: int, component_placement: ComponentPlacement
+) -> None:
+    component, choice = checkpoint.find(name), request.residency.get(name)
+    assert component is not None
+    if component.kind is ComponentKind.DENOISER or (choice and choice.residency is Residency.SHARDED):
+        raise PlanRequestError(f"component_ranks: {name} lives on every rank; only whole components can be put on one")
+    if rank and component_placement is ComponentPlacement.LEADER:
+        raise PlanRequestError(
+            f"component_ranks: {name} on rank {rank} is not possible: groups run components outside the denoiser on "
+            f"their leader, rank 0; leave {name} out"
+        )
+
+
+def find_unreachable_rank(request: PlanRequest, degrees: Degrees) -> str | None:
+    """Why these degrees cannot hold a component where the request wants it; None if they can."""
+    for name, rank in request.component_ranks.items():
+        if rank >= degrees.num_ranks:
+            return f"{name} is wanted on rank {rank}, the last rank is {degrees.num_ranks - 1}"
+    return None
 
 
 def candidate_degrees(
@@ -93,7 +119,8 @@ def find_options(checkpoint: Checkpoint, request: PlanRequest, *, degrees: Degre
             if residency in request.forbid.get(component.name, ()):
                 refused.append(Refusal(component.name, residency, "forbidden by the request"))
                 continue
-            found = find_incompatibility(Situation(component, residency, device, degrees))
+            situation = Situation(component, residency, device, degrees, request.step_cache, checkpoint.pipeline_class)
+            found = find_incompatibility(situation)
             if found is None:
                 possible.append(residency)
             else:

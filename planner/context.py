@@ -1,12 +1,16 @@
 """What a search starts from: the request, with everything resolved that does not depend on an option."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from planner.calibration import Comparison, compare_measurements
 from planner.checkpoint import Checkpoint
 from planner.cluster import Cluster
+from planner.component_ranks import ComponentPlacement
 from planner.costs import Workload, resolve_workload
 from planner.errors import PlanRequestError
 from planner.load_order import LoadItem, LoadPosition, order_components
+from planner.measurements import Measurement
 from planner.plan import ComponentKind, PlanRequest
 
 
@@ -18,6 +22,8 @@ class PlanContext:
         device: `cpu` or `cuda`.
         dtype: `float32`, `bfloat16` or `float16`.
         order: the components with weights, in load order.
+        component_placement: what may be done with components outside the denoiser.
+        comparisons: measurements of this checkpoint and shape beside what the model predicts for them.
     """
 
     checkpoint: Checkpoint
@@ -26,10 +32,19 @@ class PlanContext:
     device: str
     dtype: str
     order: tuple[LoadPosition, ...]
+    component_placement: ComponentPlacement
+    comparisons: tuple[Comparison, ...]
 
 
-def resolve_context(checkpoint: Checkpoint, cluster: Cluster, request: PlanRequest) -> PlanContext:
-    """Resolves shapes, device, dtype and load order.
+def resolve_context(
+    checkpoint: Checkpoint,
+    cluster: Cluster,
+    request: PlanRequest,
+    *,
+    measurements: Sequence[Measurement],
+    component_placement: ComponentPlacement,
+) -> PlanContext:
+    """Resolves shapes, device, dtype and load order, and compares the measurements with the model.
 
     Raises:
         PlanRequestError: the request contradicts itself or the cluster.
@@ -44,13 +59,19 @@ def resolve_context(checkpoint: Checkpoint, cluster: Cluster, request: PlanReque
             "share_gpu puts several ranks on one GPU, and the device is cpu; leave one of the two out"
         )
     items = [LoadItem(c.name, c.kind, c.payload_bytes, c.index_position) for c in checkpoint.components]
+    workload = resolve_workload(checkpoint, request)
+    dtype = _resolve_dtype(checkpoint, request, device=device)
     return PlanContext(
         checkpoint=checkpoint,
         request=request,
-        workload=resolve_workload(checkpoint, request),
+        workload=workload,
         device=device,
-        dtype=_resolve_dtype(checkpoint, request, device=device),
+        dtype=dtype,
         order=order_components(items),
+        component_placement=component_placement,
+        comparisons=compare_measurements(
+            measurements, checkpoint=checkpoint, workload=workload, dtype=dtype, device=device
+        ),
     )
 
 

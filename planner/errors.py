@@ -8,6 +8,7 @@
     │   └── UnknownComponentError      a class that neither diffusers nor transformers has
     ├── PlanRequestError           the request contradicts itself or the checkpoint
     ├── ClusterError               the cluster's description cannot be read
+    ├── ProfileError               measurements cannot be read or kept
     └── InfeasiblePlanError        nothing fits; carries the numbers of every option tried
 
 Every error is made of one message, so that it survives pickling across actors.
@@ -44,6 +45,10 @@ class PlanRequestError(PlannerError):
 
 class ClusterError(PlannerError):
     """The cluster's description cannot be read."""
+
+
+class ProfileError(PlannerError):
+    """Calibration profiles cannot be read or kept."""
 
 
 class InfeasiblePlanError(PlannerError):

@@ -1,18 +1,21 @@
 """One option on one node type: where its components lie, what that needs, how long it takes, and whether it fits."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from planner.checkpoint import Component
+from planner.calibration import Calibration
 from planner.cluster import NodeType
+from planner.component_ranks import ComponentPlacement, is_whole, spread_encoders, stated_ranks
 from planner.context import PlanContext
 from planner.degrees import Degrees
 from planner.hardware import find_gpu
 from planner.load_order import LoadPosition
-from planner.memory import Moments, Placement, gpu_headroom_bytes, host_headroom_bytes, trace_memory
+from planner.memory import Moments, Placement, gpu_headroom_bytes, host_headroom_bytes
 from planner.nodes import ranks_per_node
-from planner.plan import ComponentKind, Residency
+from planner.plan import ComponentKind, Correction, Residency
+from planner.prediction import Setting
 from planner.residents import choose_resident_blocks
-from planner.times import Times, predict_times
+from planner.times import Times
 
 GIB = 2**30
 DEFAULT_PREFETCH_DEPTH = 1
@@ -20,7 +23,13 @@ DEFAULT_PREFETCH_DEPTH = 1
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One complete option on one node type, with what it needs and how fast it is."""
+    """One complete option on one node type, with what it needs and how fast it is.
+
+    Attributes:
+        gpu_capacity_bytes: memory of a rank's share of its GPU; 0 on CPUs.
+        knees: fewest resident blocks that hide copying, for each streamed component.
+        corrections: what measurements changed.
+    """
 
     degrees: Degrees
     node: NodeType
@@ -29,9 +38,12 @@ class Candidate:
     times: Times
     gpu_capacity_bytes: int
     spans_nodes: bool
+    knees: Mapping[str, int]
+    corrections: tuple[Correction, ...]
 
     def label(self) -> str:
-        parts = [f"{p.component.name}={residency_text(p)}" for p in self.placements]
+        """Short text for rejected options."""
+        parts = [f"{p.component.name}={residency_text(p)}{_rank_text(p)}" for p in self.placements]
         return f"{self.degrees.label()}, {', '.join(parts)}"
 
 
@@ -45,48 +57,62 @@ class Excess:
 
 
 def evaluate(assignment: dict[str, Residency], degrees: Degrees, node: NodeType, context: PlanContext) -> Candidate:
-    per_node = ranks_per_node(degrees, node, context)
+    """Places the components, decides what depends on their peak, and predicts the result, corrected by measurements."""
+    request = context.request
     capacity = node.gpu_memory_bytes if context.device == "cuda" else 0
-    if context.request.share_gpu:
+    if request.share_gpu:
         capacity //= degrees.num_ranks
-    spans = degrees.num_ranks > per_node
+    setting = Setting(
+        checkpoint=context.checkpoint,
+        workload=context.workload,
+        degrees=degrees,
+        dtype=context.dtype,
+        device=context.device,
+        gpu=find_gpu(node.gpu_type) if node.gpu_type and context.device == "cuda" else None,
+        ranks_per_node=ranks_per_node(degrees, node, context),
+    )
+    calibration = Calibration(context.comparisons, gpu_type=node.gpu_type if context.device == "cuda" else None)
+
+    def peak_of(current: tuple[Placement, ...]) -> int:
+        moments, _ = calibration.correct_memory(setting.trace(current), current, degrees)
+        return max(moments.gpu_peak_bytes)
+
     placements = tuple(_place(position, assignment[position.item.name], degrees, context) for position in context.order)
-    gpu = find_gpu(node.gpu_type) if node.gpu_type and context.device == "cuda" else None
-
-    def trace(current: tuple[Placement, ...]) -> Moments:
-        return trace_memory(
-            current,
-            checkpoint=context.checkpoint,
-            workload=context.workload,
-            degrees=degrees,
-            dtype=context.dtype,
-            device=context.device,
-            ranks_on_node=min(per_node, degrees.num_ranks),
+    placements = stated_ranks(placements, request.component_ranks)
+    if (
+        context.device == "cuda"
+        and degrees.num_ranks > 1
+        and context.component_placement is ComponentPlacement.ANY_RANK
+    ):
+        placements = spread_encoders(
+            placements, num_ranks=degrees.num_ranks, wishes=request.component_ranks, peak_of=peak_of
         )
-
-    def times(current: tuple[Placement, ...]) -> Times:
-        return predict_times(
-            current,
-            checkpoint=context.checkpoint,
-            workload=context.workload,
-            degrees=degrees,
-            dtype=context.dtype,
-            gpu=gpu,
-            spans_nodes=spans,
-            device=context.device,
-        )
-
+    knees: Mapping[str, int] = {}
     if context.device == "cuda" and any(p.residency is Residency.LAYERWISE for p in placements):
-        budget = capacity - gpu_headroom_bytes(capacity)
+        knees = setting.times(placements).knees
         placements = choose_resident_blocks(
             placements,
-            request=context.request,
-            budget_bytes=budget,
+            request=request,
+            budget_bytes=capacity - gpu_headroom_bytes(capacity),
             dtype=context.dtype,
-            peak_of=lambda current: max(trace(current).gpu_peak_bytes),
-            knee_of=lambda placement: times(placements).knees.get(placement.component.name, 0),
+            peak_of=peak_of,
+            knee_of=lambda placement: knees.get(placement.component.name, 0),
         )
-    return Candidate(degrees, node, placements, trace(placements), times(placements), capacity, spans)
+    moments, memory_correction = calibration.correct_memory(setting.trace(placements), placements, degrees)
+    times, step_correction = calibration.correct_times(
+        setting.times(placements), placements, degrees, num_steps=context.workload.num_steps
+    )
+    return Candidate(
+        degrees=degrees,
+        node=node,
+        placements=placements,
+        moments=moments,
+        times=times,
+        gpu_capacity_bytes=capacity,
+        spans_nodes=setting.spans_nodes,
+        knees=knees,
+        corrections=tuple(c for c in (memory_correction, step_correction) if c is not None),
+    )
 
 
 def _place(position: LoadPosition, residency: Residency, degrees: Degrees, context: PlanContext) -> Placement:
@@ -94,21 +120,15 @@ def _place(position: LoadPosition, residency: Residency, degrees: Degrees, conte
     assert component is not None
     explicit = context.request.residency.get(component.name)
     k = explicit.num_resident_blocks if explicit is not None else None
-    on_all = component.kind is ComponentKind.DENOISER or component.kind is ComponentKind.OTHER
-    if residency is Residency.SHARDED:
-        on_all = True
+    # Denoisers run on every rank; what the leader's pipeline calls itself stays with the leader, unless sharded.
+    on_all = component.kind is ComponentKind.DENOISER or residency is Residency.SHARDED
     return Placement(
         component=component,
         residency=residency,
-        ranks=tuple(range(degrees.num_ranks)) if on_all and _feeds_denoiser(component, residency) else (0,),
+        ranks=tuple(range(degrees.num_ranks)) if on_all else (0,),
         num_resident_blocks=k or 0,
         prefetch_depth=context.request.prefetch_depth or DEFAULT_PREFETCH_DEPTH,
     )
-
-
-def _feeds_denoiser(component: Component, residency: Residency) -> bool:
-    """Denoisers run on every rank; what the leader's pipeline calls itself stays with the leader, unless sharded."""
-    return component.kind is ComponentKind.DENOISER or residency is Residency.SHARDED
 
 
 def find_excess(candidate: Candidate) -> Excess | None:
@@ -132,10 +152,17 @@ def find_excess(candidate: Candidate) -> Excess | None:
 
 
 def residency_text(placement: Placement) -> str:
+    """`layerwise:12`, `offload`."""
     if placement.residency is Residency.LAYERWISE:
         return f"layerwise:{placement.num_resident_blocks}"
     return placement.residency.value
 
 
+def _rank_text(placement: Placement) -> str:
+    moved = is_whole(placement) and placement.ranks != (0,)
+    return f"@{placement.ranks[0]}" if moved else ""
+
+
 def format_gib(num_bytes: int) -> str:
+    """`12.3`, without the unit."""
     return f"{num_bytes / GIB:.1f}"

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from planner.checkpoint import Component
+from planner.costs import ONE_CALL_A_BRANCH
 from planner.degrees import Degrees
-from planner.plan import ComponentKind, Residency
+from planner.plan import ComponentKind, Residency, StepCache
 
 _STREAMABLE = frozenset({ComponentKind.DENOISER, ComponentKind.TEXT_ENCODER})
 
@@ -18,6 +19,8 @@ class Situation:
     residency: Residency
     device: str
     degrees: Degrees
+    step_cache: StepCache | None = None
+    pipeline_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,35 @@ TABLE: tuple[Incompatibility, ...] = (
         "always-active",
         lambda s: s.residency is Residency.OFFLOAD and s.component.kind is ComponentKind.OTHER,
         "this component has no stage of its own, it may be called at any time; use resident",
+    ),
+    Incompatibility(
+        "step-cache-streaming",
+        lambda s: (
+            s.step_cache is not None
+            and s.residency is Residency.LAYERWISE
+            and s.component.kind is ComponentKind.DENOISER
+        ),
+        "a step cache leaves blocks out of some steps and needs them resident: streaming would copy blocks that do not "
+        "run, and compute while waiting for those that do; use resident or offload, or no step cache",
+    ),
+    Incompatibility(
+        "step-cache-fsdp",
+        lambda s: (
+            s.step_cache is not None and s.residency is Residency.SHARDED and s.component.kind is ComponentKind.DENOISER
+        ),
+        "a step cache leaves blocks out of some steps, each lane by its own values, and needs them resident: a rank "
+        "that leaves a block out would be missing where the others gather it; use fsdp_degree 1, or no step cache",
+    ),
+    Incompatibility(
+        "step-cache-broadcast-lanes",
+        lambda s: (
+            s.step_cache is StepCache.PYRAMID_ATTENTION_BROADCAST
+            and s.degrees.cfg > 1
+            and s.component.kind is ComponentKind.DENOISER
+            and s.pipeline_class.startswith(ONE_CALL_A_BRANCH)
+        ),
+        "with Pyramid Attention Broadcast a pipeline that calls its denoiser once a branch gives other results on "
+        "several lanes than on one; use cfg_degree 1, or another step cache",
     ),
 )
 

@@ -22,6 +22,8 @@ CUDA_PROCESS_BYTES = 3 * GIB
 COORDINATOR_BYTES = int(0.25 * GIB)
 STAGING_BYTES = int(0.5 * GIB)
 """Pinned ring through which a rank's weights pass while they load."""
+SHARED_ON_A_NODE = frozenset({Residency.LAYERWISE})
+"""Residencies whose host copy the ranks of a node share: streamed blocks are only ever read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def trace_memory(
 
     Args:
         placements: in load order.
-        ranks_on_node: ranks on the fullest node; it also holds the coordinator.
+        ranks_on_node: ranks that a node holds; the first node also holds the coordinator.
     """
     loads = [_load_moment(placements[: i + 1], degrees=degrees, dtype=dtype) for i in range(len(placements))]
     stages = [(f"load {p.component.name}", gpu, host) for p, (gpu, host) in zip(placements, loads, strict=True)]
@@ -79,27 +81,43 @@ def trace_memory(
     return Moments(tuple(moments), gpu_peak, max(m.host_bytes for m in moments))
 
 
-def _moment(
-    stage: str, device_bytes: list[int], host_bytes: list[int], *, device: str, ranks_on_node: int
-) -> MemoryMoment:
-    # Ranks are laid on nodes in order; rank 0 holds the most, so the first node is the fullest.
+@dataclass(frozen=True, slots=True)
+class _HostBytes:
+    """Host bytes of weights: those of each rank alone, and those that each node of some ranks holds once."""
+
+    of_ranks: list[int]
+    shared: list[tuple[int, tuple[int, ...]]]
+
+    def on_node(self, ranks: range) -> int:
+        once = sum(num_bytes for num_bytes, holders in self.shared if any(rank in ranks for rank in holders))
+        return sum(self.of_ranks[rank] for rank in ranks) + once
+
+
+def _moment(stage: str, device_bytes: list[int], host: _HostBytes, *, device: str, ranks_on_node: int) -> MemoryMoment:
     staging = STAGING_BYTES if stage.startswith("load") and device == "cuda" else 0
     process = CPU_PROCESS_BYTES if device == "cpu" else CUDA_PROCESS_BYTES
-    host = COORDINATOR_BYTES + sum(host_bytes[:ranks_on_node]) + ranks_on_node * (process + staging)
-    if device == "cpu":
-        return MemoryMoment(
-            stage=stage, gpu_bytes=(0,) * len(device_bytes), host_bytes=host + sum(device_bytes[:ranks_on_node])
-        )
-    return MemoryMoment(stage=stage, gpu_bytes=tuple(device_bytes), host_bytes=host)
+    num_ranks = len(device_bytes)
+    fullest = 0
+    for first in range(0, num_ranks, ranks_on_node):  # ranks are laid on nodes in order; the coordinator on the first
+        ranks = range(first, min(first + ranks_on_node, num_ranks))
+        needed = host.on_node(ranks) + len(ranks) * (process + staging) + (0 if first else COORDINATOR_BYTES)
+        if device == "cpu":
+            needed += sum(device_bytes[rank] for rank in ranks)
+        fullest = max(fullest, needed)
+    gpu_bytes = (0,) * num_ranks if device == "cpu" else tuple(device_bytes)
+    return MemoryMoment(stage=stage, gpu_bytes=gpu_bytes, host_bytes=fullest)
 
 
-def _load_moment(placements: Sequence[Placement], *, degrees: Degrees, dtype: str) -> tuple[list[int], list[int]]:
-    device, host = [0] * degrees.num_ranks, [0] * degrees.num_ranks
+def _load_moment(placements: Sequence[Placement], *, degrees: Degrees, dtype: str) -> tuple[list[int], _HostBytes]:
+    device, host = [0] * degrees.num_ranks, _HostBytes([0] * degrees.num_ranks, [])
     for placement in placements:
         idle, pinned = idle_bytes(placement, dtype=dtype, fsdp=degrees.fsdp)
+        if placement.residency in SHARED_ON_A_NODE:
+            host.shared.append((pinned, placement.ranks))
         for rank in placement.ranks:
             device[rank] += idle
-            host[rank] += pinned
+            if placement.residency not in SHARED_ON_A_NODE:
+                host.of_ranks[rank] += pinned
     return device, host
 
 
@@ -110,7 +128,7 @@ def _stage_moment(
     workload: Workload,
     degrees: Degrees,
     dtype: str,
-) -> tuple[list[int], list[int]]:
+) -> tuple[list[int], _HostBytes]:
     device, host = _load_moment(placements, degrees=degrees, dtype=dtype)
     # Components of one stage run one after the other: the largest of their extra bytes counts, on each rank.
     extra = [0] * degrees.num_ranks

@@ -4,7 +4,7 @@ These models leave the planner (HTTP, command line, actors), so they are pydanti
 """
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -44,6 +44,15 @@ class ComponentKind(StrEnum):
     OTHER = "other"
 
 
+class StepCache(StrEnum):
+    """diffusers' caches that reuse results of earlier denoising steps."""
+
+    FIRST_BLOCK = "first_block"
+    TAYLOR_SEER = "taylor_seer"
+    MAG = "mag"
+    PYRAMID_ATTENTION_BROADCAST = "pyramid_attention_broadcast"
+
+
 class ResidencyChoice(Frozen):
     """A user's explicit choice for one component, e.g. `layerwise:12`."""
 
@@ -52,7 +61,14 @@ class ResidencyChoice(Frozen):
 
 
 class PlanRequest(Frozen):
-    """What the user asks of the planner. None means: the planner decides."""
+    """What the user asks of the planner. None means: the planner decides.
+
+    Attributes:
+        forbid: residencies that a component must not have.
+        share_gpu: all ranks on one GPU (for tests).
+        step_cache: a cache that the denoiser is to run with; restricts its residency.
+        component_ranks: the rank on which a whole component (encoder, autoencoder) lives; the leader, 0, if not stated.
+    """
 
     mode: Mode = Mode.AUTO
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -65,6 +81,8 @@ class PlanRequest(Frozen):
     residency: dict[str, ResidencyChoice] = Field(default_factory=dict)
     forbid: dict[str, tuple[Residency, ...]] = Field(default_factory=dict)
     prefetch_depth: int | None = Field(default=None, ge=1)
+    step_cache: StepCache | None = None
+    component_ranks: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     share_gpu: bool = False
     cpus_per_rank: float | None = Field(default=None, gt=0)
     width: int | None = Field(default=None, ge=1)
@@ -139,6 +157,31 @@ class MemoryPlan(Frozen):
     timeline: tuple[MemoryMoment, ...]
 
 
+class PlannedShape(Frozen):
+    """The shape that memory and times are predicted for."""
+
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+    num_frames: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+
+
+class Correction(Frozen):
+    """A predicted number that measurements of running groups corrected.
+
+    Attributes:
+        number: its name in the plan; a corrected step corrects the request's seconds too.
+        predicted: what the model said; None if it had no rates.
+        corrected: what stands in the plan: bytes of the fullest rank, or seconds.
+        basis: how close the measured configuration is to the planned one.
+    """
+
+    number: Literal["gpu_peak_bytes", "step_s"]
+    predicted: float | None
+    corrected: float
+    basis: Literal["same configuration", "other number of resident blocks", "other residency or degrees"]
+
+
 class PredictedTimes(Frozen):
     """Predicted seconds; None where no rate is known for the hardware."""
 
@@ -166,11 +209,14 @@ class Plan(Frozen):
     device: Literal["cpu", "cuda"]
     dtype: Literal["float32", "bfloat16", "float16"]
     variant: str | None
+    step_cache: StepCache | None = None
+    shape: PlannedShape | None = None
     payload_bytes: int
     components: tuple[ComponentPlan, ...]
     group: GroupPlan
     memory: MemoryPlan
     predicted: PredictedTimes
+    corrections: tuple[Correction, ...] = ()
     defaults: ServingDefaults
     rejected: tuple[RejectedOption, ...]
     fingerprint: str

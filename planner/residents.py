@@ -1,10 +1,13 @@
 """How many blocks of a layerwise component stay on the device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from planner.memory import Placement
 from planner.plan import ComponentKind, Mode, PlanRequest, Residency
+
+PeakOf = Callable[[tuple[Placement, ...]], int]
+KneeOf = Callable[[Placement], int]
 
 
 def choose_resident_blocks(
@@ -13,18 +16,19 @@ def choose_resident_blocks(
     request: PlanRequest,
     budget_bytes: int,
     dtype: str,
-    peak_of: Callable[[tuple[Placement, ...]], int],
-    knee_of: Callable[[Placement], int],
+    peak_of: PeakOf,
+    knee_of: KneeOf,
 ) -> tuple[Placement, ...]:
     """Sets the number of resident blocks of each layerwise component.
 
-    An explicit `layerwise:k` is k; an explicit `layerwise` is the knee; `memory` mode takes 0; otherwise as many as fit
-    the budget, denoisers first (text encoders work once a request, and get what is left).
+    An explicit `layerwise:k` is k; an explicit `layerwise` is the knee; `memory` mode takes 0. Otherwise every denoiser
+    gets its knee, the fewest blocks for which copying hides under compute, and then all of them get one more in turn
+    while memory allows; text encoders work once a request, and get what is left. Where not even the knee fits, as many
+    as do.
     """
     chosen = list(placements)
-    order = sorted(range(len(chosen)), key=lambda i: chosen[i].component.kind is not ComponentKind.DENOISER)
-    for i in order:
-        placement = chosen[i]
+    automatic: list[int] = []
+    for i, placement in enumerate(chosen):
         if placement.residency is not Residency.LAYERWISE:
             continue
         explicit = request.residency.get(placement.component.name)
@@ -33,37 +37,47 @@ def choose_resident_blocks(
             chosen[i] = replace(placement, num_resident_blocks=knee_of(placement) if k is None else k)
         elif request.mode is Mode.MEMORY:
             chosen[i] = replace(placement, num_resident_blocks=0)
-    automatic = [
-        i for i in order
-        if chosen[i].residency is Residency.LAYERWISE
-        and chosen[i].component.name not in request.residency
-        and request.mode is not Mode.MEMORY
-    ]  # fmt: skip
-    for i in automatic:
-        slack = budget_bytes - peak_of(tuple(chosen))
-        if slack <= 0:
-            continue
-        chosen[i] = _fill(chosen, i, budget_bytes=budget_bytes, slack=slack, dtype=dtype, peak_of=peak_of)
+        else:
+            automatic.append(i)
+    denoisers = [i for i in automatic if chosen[i].component.kind is ComponentKind.DENOISER]
+    others = [i for i in automatic if i not in denoisers]
+    knees = {i: knee_of(chosen[i]) for i in automatic}
+    blocks = {i: len(chosen[i].component.blocks) for i in automatic}
+    for members in (denoisers, others):
+        for limits in (knees, blocks):
+            _fill(chosen, members, limits, budget_bytes=budget_bytes, dtype=dtype, peak_of=peak_of)
     return tuple(chosen)
 
 
 def _fill(
     chosen: list[Placement],
-    i: int,
+    members: Sequence[int],
+    limits: dict[int, int],
     *,
     budget_bytes: int,
-    slack: int,
     dtype: str,
-    peak_of: Callable[[tuple[Placement, ...]], int],
-) -> Placement:
-    placement = chosen[i]
-    blocks = placement.component.blocks
-    largest = max(block.tally.placed_bytes(dtype) for block in blocks)
-    k = min(len(blocks), slack // largest)  # A safe start: every block counted as the largest.
-    best = replace(placement, num_resident_blocks=k)
-    while k < len(blocks):
-        more = replace(placement, num_resident_blocks=k + 1)
-        if peak_of((*chosen[:i], more, *chosen[i + 1 :])) > budget_bytes:
-            break
-        k, best = k + 1, more
-    return best
+    peak_of: PeakOf,
+) -> None:
+    """Raises the members' resident blocks evenly up to their limits, while the peak stays within the budget."""
+    growing = [i for i in members if chosen[i].num_resident_blocks < limits[i]]
+    slack = budget_bytes - peak_of(tuple(chosen)) if growing else 0
+    if slack <= 0:
+        return
+    # A safe start, with every block counted as the largest; then one by one.
+    largest = {i: max(block.tally.placed_bytes(dtype) for block in chosen[i].component.blocks) for i in growing}
+    each = slack // sum(largest.values())
+    for i in growing:
+        chosen[i] = _grow(chosen[i], min(each, limits[i] - chosen[i].num_resident_blocks))
+    while growing:
+        for i in list(growing):
+            before = chosen[i]
+            if before.num_resident_blocks < limits[i]:
+                chosen[i] = _grow(before, 1)
+                if peak_of(tuple(chosen)) <= budget_bytes:
+                    continue
+                chosen[i] = before
+            growing.remove(i)
+
+
+def _grow(placement: Placement, count: int) -> Placement:
+    return replace(placement, num_resident_blocks=placement.num_resident_blocks + count)

@@ -1,19 +1,40 @@
 """The search: tries every option, keeps what fits, chooses by mode, and says why the others fell. Pure."""
 
+from collections.abc import Sequence
+
 from planner.assembly import make_plan
-from planner.candidates import assignments, candidate_degrees, check_request, find_options
+from planner.candidates import (
+    assignments,
+    candidate_degrees,
+    check_request,
+    find_options,
+    find_unreachable_rank,
+)
 from planner.checkpoint import Checkpoint, check_loadable
 from planner.choice import objective, why_not
 from planner.cluster import Cluster
+from planner.component_ranks import COMPONENT_PLACEMENT, ComponentPlacement
 from planner.context import resolve_context
 from planner.evaluation import Candidate, Excess, evaluate, find_excess
+from planner.measurements import Measurement
 from planner.nodes import equivalence, node_problem, usable_nodes
 from planner.plan import Plan, PlanRequest, RejectedOption
 from planner.refusal import make_infeasible_error
 
 
-def plan_group(checkpoint: Checkpoint, cluster: Cluster, request: PlanRequest) -> Plan:
+def plan_group(
+    checkpoint: Checkpoint,
+    cluster: Cluster,
+    request: PlanRequest,
+    *,
+    measurements: Sequence[Measurement] = (),
+    component_placement: ComponentPlacement = COMPONENT_PLACEMENT,
+) -> Plan:
     """Decides everything about one group of ranks. Pure: the same input gives the same plan, to the byte.
+
+    Args:
+        measurements: what running groups measured (see `planner.profiles`); those of other things are passed over.
+        component_placement: what may be done with components outside the denoiser.
 
     Raises:
         InfeasiblePlanError: nothing fits; carries the `InfeasibleReport`.
@@ -21,8 +42,10 @@ def plan_group(checkpoint: Checkpoint, cluster: Cluster, request: PlanRequest) -
         UnsafeCheckpointError: the weights are pickled.
     """
     check_loadable(checkpoint)
-    check_request(checkpoint, request)
-    context = resolve_context(checkpoint, cluster, request)
+    check_request(checkpoint, request, component_placement=component_placement)
+    context = resolve_context(
+        checkpoint, cluster, request, measurements=measurements, component_placement=component_placement
+    )
     rejected: dict[str, RejectedOption] = {}
     feasible: list[Candidate] = []
     closest: Excess | None = None
@@ -31,6 +54,9 @@ def plan_group(checkpoint: Checkpoint, cluster: Cluster, request: PlanRequest) -
         options = find_options(checkpoint, request, degrees=degrees, device=context.device)
         for refusal in options.refused:
             _reject(rejected, f"{degrees.label()}, {refusal.component}={refusal.residency}", refusal.reason)
+        if (unreachable := find_unreachable_rank(request, degrees)) is not None:
+            _reject(rejected, degrees.label(), unreachable)
+            continue
         tried: set[tuple[object, ...]] = set()
         for node in nodes:
             problem = node_problem(degrees, node, context)

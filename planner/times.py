@@ -32,6 +32,7 @@ class Times:
         ranking_s: seconds of a request at the GPU's rates, or an assumed GPU's where the type is unknown.
         knees: fewest resident blocks that hide copying, for each layerwise component.
         known: True if the rates are this GPU's.
+        step_known: True if the step was measured.
     """
 
     load_s: float
@@ -39,11 +40,13 @@ class Times:
     ranking_s: float
     knees: Mapping[str, int]
     known: bool
+    step_known: bool = False
 
     def predicted(self) -> PredictedTimes:
         """What the plan says: None where the rates are only assumed."""
         if not self.known:
-            return PredictedTimes(load_s=None, step_s=None, request_s=None)
+            step_s = round(self.step_s, 6) if self.step_known else None
+            return PredictedTimes(load_s=None, step_s=step_s, request_s=None)
         return PredictedTimes(
             load_s=round(self.load_s, 4), step_s=round(self.step_s, 6), request_s=round(self.ranking_s, 4)
         )

@@ -3,8 +3,6 @@
 import contextlib
 import json
 import struct
-import time
-import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 from planner.errors import CheckpointFormatError
 from planner.safetensors_header import MAX_HEADER_BYTES, SafetensorsHeader, read_header
 from tests.unit.planner.checkpoints import write_safetensors
+from tests.unit.planner.cost_of import assert_refused_cheaply
 
 
 def read_bytes(content: bytes) -> SafetensorsHeader:
@@ -104,7 +103,7 @@ def bombs() -> dict[str, bytes]:
         "nested objects": b'{"a":' * (size // 5),
         "many lists": b'{"a":[' + b"[]," * (size // 3 - 4) + b"[]]}",
         "many numbers": b'{"a":[' + b"1," * (size // 2 - 5) + b"1]}",
-        "many tensors": b"{" + b",".join(b'"%d":{}' % i for i in range(size // 12)) + b"}",
+        "many tensors": b"{" + b",".join(b'"%d":{}' % i for i in range(size // 14)) + b"}",
         "one long string": b'{"' + b"a" * (size - 10) + b'":1}',
         "escapes": b'{"' + b"\\u0041" * (size // 6 - 2) + b'":1}',
         "spaces": b" " * size,
@@ -114,16 +113,7 @@ def bombs() -> dict[str, bytes]:
 @pytest.mark.parametrize("name", bombs())
 def test_hostile_header_costs_little_time_and_memory(name: str) -> None:
     content = packed(bombs()[name])
-    started = time.process_time()
-    with pytest.raises(CheckpointFormatError):
-        read_bytes(content)
-    assert time.process_time() - started < 0.2  # seconds of CPU; 0.1 s on an idle machine
-    tracemalloc.start()
-    with pytest.raises(CheckpointFormatError):
-        read_bytes(content)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 50 * 2**20
+    assert_refused_cheaply(lambda: read_bytes(content), error=CheckpointFormatError)
 
 
 @given(st.binary(max_size=200))
