@@ -23,6 +23,8 @@ class ComponentPlacement(StrEnum):
 COMPONENT_PLACEMENT = ComponentPlacement.LEADER
 """The only switch: `ANY_RANK` once ranks run encoders for the leader."""
 
+MIN_SAVING_BYTES = 64 * 2**20
+"""A smaller saving is not worth the way between ranks."""
 _MOVABLE = frozenset({ComponentKind.TEXT_ENCODER, ComponentKind.IMAGE_ENCODER})
 
 
@@ -49,7 +51,7 @@ def spread_encoders(
     for i, placement in enumerate(chosen):  # in load order: larger payloads first
         if placement.component.kind not in _MOVABLE or not is_whole(placement) or placement.component.name in wishes:
             continue
-        best = peak_of(tuple(chosen))
+        best = peak_of(tuple(chosen)) - MIN_SAVING_BYTES
         for rank in range(1, num_ranks):
             moved = replace(placement, ranks=(rank,))
             peak = peak_of((*chosen[:i], moved, *chosen[i + 1 :]))

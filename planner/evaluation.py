@@ -1,7 +1,8 @@
 """One option on one node type: where its components lie, what that needs, how long it takes, and whether it fits."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from planner.calibration import Calibration
 from planner.cluster import NodeType
@@ -49,11 +50,18 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """Why a candidate does not fit, and by what factor."""
+    """Why a candidate does not fit, and by what factor.
+
+    Attributes:
+        resource: what there is too little of.
+        needed_bytes: what there would have to be of it, headroom included.
+    """
 
     option: str
     reason: str
     ratio: float
+    resource: Literal["GPU memory", "host memory"]
+    needed_bytes: int
 
 
 def evaluate(assignment: dict[str, Residency], degrees: Degrees, node: NodeType, context: PlanContext) -> Candidate:
@@ -139,7 +147,9 @@ def find_excess(candidate: Candidate) -> Excess | None:
         if peak > budget:
             stage = next(m.stage for m in candidate.moments.timeline if max(m.gpu_bytes) == peak)
             reason = f"needs {format_gib(peak)} GiB a GPU ({stage}), {format_gib(budget)} available after headroom"
-            return Excess(candidate.label(), reason, peak / max(1, budget))
+            ratio = peak / max(1, budget)
+            needed = capacity_for(peak, headroom=gpu_headroom_bytes)
+            return Excess(candidate.label(), reason, ratio, "GPU memory", needed)
     host_budget = candidate.node.host_memory_bytes - host_headroom_bytes(candidate.node.host_memory_bytes)
     host_peak = candidate.moments.host_peak_bytes
     if host_peak > host_budget:
@@ -147,8 +157,17 @@ def find_excess(candidate: Candidate) -> Excess | None:
             f"needs {format_gib(host_peak)} GiB of host memory a node, "
             f"{format_gib(host_budget)} available after headroom"
         )
-        return Excess(candidate.label(), reason, host_peak / max(1, host_budget))
+        needed = capacity_for(host_peak, headroom=host_headroom_bytes)
+        return Excess(candidate.label(), reason, host_peak / max(1, host_budget), "host memory", needed)
     return None
+
+
+def capacity_for(peak_bytes: int, *, headroom: Callable[[int], int]) -> int:
+    """The smallest capacity, in whole GiB, that leaves `peak_bytes` beside its headroom."""
+    gib = -(-peak_bytes // GIB)
+    while gib * GIB - headroom(gib * GIB) < peak_bytes:
+        gib += 1
+    return gib * GIB
 
 
 def residency_text(placement: Placement) -> str:

@@ -1,6 +1,7 @@
 """The search: tries every option, keeps what fits, chooses by mode, and says why the others fell. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from planner.assembly import make_plan
 from planner.candidates import (
@@ -12,9 +13,10 @@ from planner.candidates import (
 )
 from planner.checkpoint import Checkpoint, check_loadable
 from planner.choice import objective, why_not
-from planner.cluster import Cluster
+from planner.cluster import Cluster, NodeType
 from planner.component_ranks import COMPONENT_PLACEMENT, ComponentPlacement
-from planner.context import resolve_context
+from planner.context import PlanContext, resolve_context
+from planner.degrees import Degrees
 from planner.evaluation import Candidate, Excess, evaluate, find_excess
 from planner.measurements import Measurement
 from planner.nodes import equivalence, node_problem, usable_nodes
@@ -42,14 +44,38 @@ def plan_group(
         UnsafeCheckpointError: the weights are pickled.
     """
     check_loadable(checkpoint)
-    check_request(checkpoint, request, component_placement=component_placement)
-    context = resolve_context(
-        checkpoint, cluster, request, measurements=measurements, component_placement=component_placement
-    )
+
+    def search(other: PlanRequest) -> _Found:
+        check_request(checkpoint, other, component_placement=component_placement)
+        context = resolve_context(
+            checkpoint, cluster, other, measurements=measurements, component_placement=component_placement
+        )
+        return _search(context, usable_nodes(cluster, device=context.device))
+
+    found = search(request)
+    context, rejected = found.context, found.rejected
+    if found.chosen is None:
+        raise make_infeasible_error(
+            context, tuple(rejected.values()), found.closest, plan_for=lambda other: search(other).chosen
+        )
+    return make_plan(found.chosen, context, cluster, tuple(rejected.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The best option, or the one that came closest; and why the others fell, by option."""
+
+    context: PlanContext
+    chosen: Candidate | None
+    closest: Excess | None
+    rejected: dict[str, RejectedOption]
+
+
+def _search(context: PlanContext, nodes: Sequence[NodeType]) -> _Found:
+    checkpoint, request = context.checkpoint, context.request
     rejected: dict[str, RejectedOption] = {}
     feasible: list[Candidate] = []
     closest: Excess | None = None
-    nodes = usable_nodes(cluster, device=context.device)
     for degrees in candidate_degrees(checkpoint, request, device=context.device, node_types=nodes):
         options = find_options(checkpoint, request, degrees=degrees, device=context.device)
         for refusal in options.refused:
@@ -57,15 +83,7 @@ def plan_group(
         if (unreachable := find_unreachable_rank(request, degrees)) is not None:
             _reject(rejected, degrees.label(), unreachable)
             continue
-        tried: set[tuple[object, ...]] = set()
-        for node in nodes:
-            problem = node_problem(degrees, node, context)
-            if problem is not None:
-                _reject(rejected, f"{degrees.label()} on {node.name}", problem)
-                continue
-            if (key := equivalence(degrees, node, context)) in tried:
-                continue
-            tried.add(key)
+        for node in _distinct_nodes(degrees, nodes, context, rejected):
             for assignment in assignments(checkpoint, options):
                 candidate = evaluate(assignment, degrees, node, context)
                 excess = find_excess(candidate)
@@ -76,12 +94,26 @@ def plan_group(
                     closest = excess
                 _reject(rejected, candidate.label(), excess.reason)
     if not feasible:
-        raise make_infeasible_error(context, tuple(rejected.values()), closest)
+        return _Found(context, None, closest, rejected)
     chosen = min(feasible, key=lambda candidate: objective(candidate, request.mode))
     for candidate in feasible:
         if candidate.label() != chosen.label():
             _reject(rejected, candidate.label(), why_not(candidate, chosen, request.mode))
-    return make_plan(chosen, context, cluster, tuple(rejected.values()))
+    return _Found(context, chosen, closest, rejected)
+
+
+def _distinct_nodes(
+    degrees: Degrees, nodes: Sequence[NodeType], context: PlanContext, rejected: dict[str, RejectedOption]
+) -> Iterator[NodeType]:
+    """Node types that can hold the group, one of those that are the same to it."""
+    tried: set[tuple[object, ...]] = set()
+    for node in nodes:
+        problem = node_problem(degrees, node, context)
+        if problem is not None:
+            _reject(rejected, f"{degrees.label()} on {node.name}", problem)
+        elif (key := equivalence(degrees, node, context)) not in tried:
+            tried.add(key)
+            yield node
 
 
 def _reject(rejected: dict[str, RejectedOption], option: str, reason: str) -> None:
