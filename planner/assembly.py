@@ -24,6 +24,7 @@ def make_plan(chosen: Candidate, context: PlanContext, cluster: Cluster, rejecte
         pipeline_class=checkpoint.pipeline_class,
         mode=request.mode,
         device="cuda" if context.device == "cuda" else "cpu",
+        gpu_type=chosen.node.gpu_type if context.device == "cuda" else None,
         dtype=context.dtype,  # type: ignore[arg-type]
         variant=checkpoint.variant,
         step_cache=request.step_cache,

@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from planner.plan import Frozen, PlannedShape, Residency
+from planner.plan import Frozen, Plan, PlannedShape, Residency
 
 MEASUREMENT_SCHEMA_VERSION: Final = 1
 MAX_STEP_SAMPLES = 8
@@ -61,6 +61,37 @@ class Measurement(Frozen):
         """The median of the step times; None if none was measured."""
         ordered = sorted(self.step_samples_s)
         return ordered[len(ordered) // 2] if ordered else None
+
+
+def measurement_key(plan: Plan, *, shape: PlannedShape | None = None) -> MeasurementKey | None:
+    """What runs when a plan runs; None for plans made by hand, which say neither shape nor checkpoint.
+
+    Args:
+        shape: what was really made; the plan's own shape if not given.
+    """
+    shape = shape or plan.shape
+    if shape is None:
+        return None
+    return MeasurementKey(
+        checkpoint_fingerprint=plan.checkpoint_fingerprint,
+        device=plan.device,
+        gpu_type=plan.gpu_type,
+        dtype=plan.dtype,
+        shape=shape,
+        num_ranks=plan.group.num_ranks,
+        cfg_degree=plan.group.cfg_degree,
+        sequence_degree=plan.group.sequence_degree,
+        fsdp_degree=plan.group.fsdp_degree,
+        components={
+            component.name: MeasuredComponent(
+                residency=component.residency,
+                num_resident_blocks=component.num_resident_blocks or 0,
+                prefetch_depth=component.prefetch_depth or 0,
+                ranks=component.ranks,
+            )
+            for component in sorted(plan.components, key=lambda component: component.name)
+        },
+    )
 
 
 def merge_measurements(before: Measurement | None, new: Measurement) -> Measurement:

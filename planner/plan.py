@@ -207,6 +207,7 @@ class Plan(Frozen):
     pipeline_class: str
     mode: Mode
     device: Literal["cpu", "cuda"]
+    gpu_type: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"]
     variant: str | None
     step_cache: StepCache | None = None
