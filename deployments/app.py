@@ -43,7 +43,12 @@ def _ask_planner(settings: AppSettings) -> Plan:
     """The planner's answer. An actor that nobody holds any more may be found by name while it goes: asked again."""
     for attempt in range(1, _NUM_PLANNER_ATTEMPTS + 1):
         try:
-            return ask_planner(str(settings.checkpoint_folder), settings.plan, timeout_s=settings.plan_timeout_s)
+            return ask_planner(
+                str(settings.checkpoint_folder),
+                settings.plan,
+                profiles=settings.profiles,
+                timeout_s=settings.plan_timeout_s,
+            )
         except PlannerError as error:
             if not isinstance(error.__cause__, RayActorError) or attempt == _NUM_PLANNER_ATTEMPTS:
                 raise

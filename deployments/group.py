@@ -12,11 +12,13 @@ from typing import NoReturn
 from deployments.detached import detached
 from deployments.group_client import GeneratedMedia
 from deployments.logs import configure_logging
+from deployments.measuring import make_measurement, report_to_planner
 from deployments.media import encode_mp4, encode_png
 from deployments.pipeline_call import DEFAULT_FPS, build_arguments
 from deployments.schemas import GenerationRequest, ImageRequest, VideoRequest
 from deployments.settings import AppSettings
 from planner.plan import Plan
+from planner.profiles import configured_folder
 from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progress
 from workers.errors import GroupDiedError
 from workers.group import WorkerGroup
@@ -37,6 +39,7 @@ class GroupDeployment:
     def __init__(self, settings: AppSettings, plan: Plan) -> None:
         configure_logging()
         self._plan = plan
+        self._profiles = configured_folder(settings.profiles)
         self._group = WorkerGroup.start(
             plan, first_bundle=_FIRST_RANK_BUNDLE, on_load=logger.info, timeout_s=settings.start_timeout_s
         )
@@ -116,6 +119,12 @@ class GroupDeployment:
             request.output_format, time.monotonic() - start, step_s, _seconds(self._plan.predicted.step_s),
             peak, _mebibytes(self._plan.memory.gpu_peak_bytes),
         )  # fmt: skip
+        if self._profiles is not None:
+            # Once more: the first call's steps hold what is done only once (kernels, buffers, shapes).
+            again = self._group.generate(GenerateCall(arguments, seed=0))
+            measurement = make_measurement(self._plan, again, num_steps=_WARM_UP_STEPS)
+            if measurement is not None:
+                report_to_planner(measurement, profiles=self._profiles)
 
     def _end(self, error: GroupDiedError) -> NoReturn:
         """Ends every rank and this process: Serve starts a new group, the ingress sends the request elsewhere."""

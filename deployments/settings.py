@@ -51,6 +51,8 @@ class AppSettings(_Settings):
         start_timeout_s: for starting a group, weights included.
         plan_timeout_s: for the planner's answer.
         health_timeout_s: `/health` answers within this time.
+        profiles: folder or URL of calibration profiles, the same for every node; without it `HELIOGRAPH_PROFILES`,
+            else none are kept.
     """
 
     checkpoint: str = Field(min_length=1)
@@ -65,6 +67,7 @@ class AppSettings(_Settings):
     start_timeout_s: float = Field(default=1800.0, gt=0, allow_inf_nan=False)
     plan_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     health_timeout_s: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    profiles: str | None = Field(default=None, min_length=1, max_length=1000)
 
     @field_validator("plan", mode="before")
     @classmethod

@@ -69,15 +69,14 @@ def measurement_key(plan: Plan, *, shape: PlannedShape | None = None) -> Measure
     Args:
         shape: what was really made; the plan's own shape if not given.
     """
-    shape = shape or plan.shape
-    if shape is None:
+    if plan.shape is None:
         return None
     return MeasurementKey(
         checkpoint_fingerprint=plan.checkpoint_fingerprint,
         device=plan.device,
         gpu_type=plan.gpu_type,
         dtype=plan.dtype,
-        shape=shape,
+        shape=shape or plan.shape,
         num_ranks=plan.group.num_ranks,
         cfg_degree=plan.group.cfg_degree,
         sequence_degree=plan.group.sequence_degree,
