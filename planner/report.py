@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from planner.plan import ComponentPlan, Plan, RejectedOption, Residency
+from planner.plan import ComponentPlan, Correction, Plan, RejectedOption, Residency
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -20,9 +20,11 @@ def render_plan(plan: Plan, *, max_rejected: int = 12) -> "Group":
     group = plan.group
     head = Text.assemble(
         (plan.pipeline_class, "bold"),
-        f"  {format_bytes(plan.payload_bytes)} of weights, {plan.dtype} on {plan.device}, mode {plan.mode}\n"
+        f"  {format_bytes(plan.payload_bytes)} of weights, {plan.dtype} on {plan.gpu_type or plan.device}, "
+        f"mode {plan.mode}{_shape_text(plan)}\n"
         f"{group.num_ranks} rank(s): cfg {group.cfg_degree} x sequence {group.sequence_degree}, "
-        f"fsdp {group.fsdp_degree}; {group.strategy} {_bundle_text(plan)}\n{_times_text(plan)}",
+        f"fsdp {group.fsdp_degree}; {group.strategy} {_bundle_text(plan)}\n"
+        f"{_times_text(plan)}{_corrections_text(plan)}",
     )
     return Group(head, _component_table(plan), _memory_table(plan), render_rejected(plan.rejected, limit=max_rejected))
 
@@ -105,6 +107,30 @@ def _times_text(plan: Plan) -> str:
     )
 
 
+def _shape_text(plan: Plan) -> str:
+    shape = plan.shape
+    if shape is None:
+        return ""
+    frames = f", {shape.num_frames} frames" if shape.num_frames > 1 else ""
+    batch = f", {shape.batch_size} at once" if shape.batch_size > 1 else ""
+    return f", {shape.width}x{shape.height}{frames}{batch}"
+
+
+def _corrections_text(plan: Plan) -> str:
+    lines = [
+        f"\n{correction.number} corrected by measurements ({correction.basis}): "
+        f"{_number_text(correction, correction.predicted)} -> {_number_text(correction, correction.corrected)}"
+        for correction in plan.corrections
+    ]
+    return "".join(lines)
+
+
+def _number_text(correction: Correction, value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    return format_bytes(int(value)) if correction.number == "gpu_peak_bytes" else f"{value:.3g} s"
+
+
 def _count_text(count: int) -> str:
     for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if count >= size:
@@ -114,5 +140,6 @@ def _count_text(count: int) -> str:
 
 def _residency_text(component: ComponentPlan) -> str:
     if component.residency is Residency.LAYERWISE:
-        return f"layerwise, {component.num_resident_blocks} of {component.num_blocks} resident"
+        resident = f"{component.num_resident_blocks} of {component.num_blocks} resident"
+        return f"layerwise, {resident}, {component.prefetch_depth} ahead"
     return component.residency.value

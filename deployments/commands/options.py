@@ -1,5 +1,6 @@
 """Options that several commands share, and the request to the planner that they make."""
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from planner.plan import Mode, PlanRequest, Residency, ResidencyChoice
 _PLANNING = "What the plan may do"
 _SHAPES = "What is made"
 
+RayNodes = Sequence[Mapping[str, Any]] | None
 Checkpoint = Annotated[str, typer.Argument(help="Folder in diffusers layout (it holds model_index.json).")]
 ModeOption = Annotated[
     Mode,

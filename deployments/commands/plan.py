@@ -8,7 +8,7 @@ from deployments.commands import options
 from deployments.commands.exit_status import exit_status
 from planner.plan import Mode
 
-_CLUSTER = "The cluster planned for (default: cluster.yaml here, else this machine)"
+_CLUSTER = "The cluster planned for (default: the live Ray cluster, else cluster.yaml here, else this machine)"
 
 
 def plan(
@@ -20,41 +20,48 @@ def plan(
     host_memory_gib: Annotated[float | None, typer.Option(help="Of one node.", rich_help_panel=_CLUSTER)] = None,
     cluster: Annotated[str | None, typer.Option(help="A file for `ray up`.", rich_help_panel=_CLUSTER)] = None,
     mode: options.ModeOption = Mode.AUTO,
-    ranks: Annotated[int | None, typer.Option(min=1, help="Ranks of a group.")] = None,
-    cfg_degree: options.CfgDegree = None,
-    sequence_degree: options.SequenceDegree = None,
-    fsdp_degree: options.FsdpDegree = None,
-    residency: options.ResidencyOption = None,
-    forbid: options.ForbidOption = None,
-    prefetch_depth: options.PrefetchDepth = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    variant: options.Variant = None,
     size: options.Size = None,
     num_frames: options.NumFrames = None,
     steps: options.Steps = None,
+    cfg_degree: options.CfgDegree = None,
+    sequence_degree: options.SequenceDegree = None,
+    fsdp_degree: options.FsdpDegree = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures or videos at once.")] = None,
+    residency: options.ResidencyOption = None,
+    forbid: options.ForbidOption = None,
+    prefetch_depth: options.PrefetchDepth = None,
     as_json: options.JsonFlag = False,
 ) -> None:
     """Says how a checkpoint would be run: ranks, residency, load order, memory, and what was ruled out.
 
-    Reads headers only; nothing is started. Exit status 3 if nothing fits.
+    Reads headers only, from a folder or a URL (`hf://`, `s3://`, `https://`, ...); nothing is started. Exit status 3 if
+    nothing fits. With `--gpus 0` it plans for CPUs. `HELIOGRAPH_PROFILES` names the folder of calibration profiles.
 
-    Example: `heliograph plan checkpoints/shapes --device cpu --cfg-degree 2`
+    Example: `heliograph plan checkpoints/shapes --gpus 2 --gpu-type H100`
     """
     with exit_status():
         request = options.make_plan_request(
-            mode=mode, num_ranks=ranks, cfg_degree=cfg_degree, sequence_degree=sequence_degree,
-            fsdp_degree=fsdp_degree, residency=residency, forbid=forbid, prefetch_depth=prefetch_depth,
-            device=device, dtype=dtype, variant=variant, size=size, num_frames=num_frames,
+            mode=mode, cfg_degree=cfg_degree, sequence_degree=sequence_degree, fsdp_degree=fsdp_degree,
+            residency=residency, forbid=forbid, prefetch_depth=prefetch_depth, size=size, num_frames=num_frames,
             num_inference_steps=steps, batch_size=batch,
         )  # fmt: skip
         from planner.cluster import resolve_cluster
 
+        flags = (gpus, gpu_type, gpu_memory_gib, nodes, host_memory_gib)
         described = resolve_cluster(
             gpus_per_node=gpus, gpu_type=gpu_type, gpu_memory_gib=gpu_memory_gib, num_nodes=nodes,
             host_memory_gib=host_memory_gib, cluster_file=cluster,
+            ray_nodes=None if cluster is not None or any(flag is not None for flag in flags) else _live_nodes(),
         )  # fmt: skip
         from deployments.commands.planning import make_plan, print_plan
 
         print_plan(make_plan(checkpoint, described, request, as_json=as_json), as_json=as_json)
+
+
+def _live_nodes() -> options.RayNodes:
+    from planner.live_cluster import find_live_nodes
+
+    live = find_live_nodes()
+    if live.note is not None:
+        typer.echo(f"note: {live.note}", err=True)
+    return live.nodes

@@ -6,6 +6,7 @@ from planner.checkpoint import read_checkpoint
 from planner.cluster import Cluster
 from planner.errors import InfeasiblePlanError
 from planner.plan import InfeasibleReport, Plan, PlanRequest
+from planner.profiles import configured_folder, read_measurements
 from planner.search import plan_group
 
 
@@ -14,10 +15,13 @@ def make_plan(checkpoint: str, cluster: Cluster, request: PlanRequest, *, as_jso
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
+        ProfileError: `HELIOGRAPH_PROFILES` is set and cannot be read.
         InfeasiblePlanError: nothing fits.
     """
     try:
-        return plan_group(read_checkpoint(checkpoint, variant=request.variant), cluster, request)
+        read = read_checkpoint(checkpoint, variant=request.variant)
+        measurements = read_measurements(configured_folder(), checkpoint_fingerprint=read.fingerprint)
+        return plan_group(read, cluster, request, measurements=measurements)
     except InfeasiblePlanError as error:
         print_plan(InfeasibleReport.model_validate_json(error.report_json), as_json=as_json)
         raise

@@ -2,7 +2,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ def invoke(*arguments):
 
 
 def test_plan_as_json_is_the_plan_alone():
-    result = invoke("plan", SHAPES, "--device", "cpu", "--cfg-degree", 2, "--json")
+    result = invoke("plan", SHAPES, "--gpus", 0, "--cfg-degree", 2, "--json")
     assert result.exit_code == 0, result.stderr
     plan = json.loads(result.stdout)
     assert plan["feasible"] is True
@@ -31,7 +30,7 @@ def test_plan_as_json_is_the_plan_alone():
 
 
 def test_plan_as_tables_names_every_component():
-    result = invoke("plan", SHAPES, "--device", "cpu")
+    result = invoke("plan", SHAPES, "--gpus", 0)
     assert result.exit_code == 0
     assert "WanPipeline" in result.stdout
     assert "resident" in result.stdout
@@ -56,8 +55,6 @@ def test_infeasible_plan_prints_its_report_and_exits_3():
         ["plan", SHAPES, "--cfg-degree", 0],
         ["plan", SHAPES, "--cfg-degree", "two"],
         ["plan", SHAPES, "--mode", "fast"],
-        ["plan", SHAPES, "--device", "tpu"],
-        ["plan", SHAPES, "--dtype", "int4"],
         ["plan", SHAPES, "--size", "big"],
         ["plan", SHAPES, "--size", "0x64"],
         ["plan", SHAPES, "--residency", "transformer"],
@@ -117,21 +114,24 @@ def test_interrupt_exits_130(monkeypatch):
 
 def test_plan_loads_neither_torch_nor_ray_and_is_quick():
     script = (
-        "import sys; from deployments.cli import main\n"
-        f"sys.argv = ['heliograph', 'plan', {SHAPES!r}, '--device', 'cpu', '--json']\n"
+        "import sys, time; from deployments.cli import main\n"
+        f"sys.argv = ['heliograph', 'plan', {SHAPES!r}, '--gpus', '0', '--json']\n"
         "try: main()\n"
-        "finally: print(sorted({'torch', 'ray', 'diffusers', 'transformers'} & set(sys.modules)), file=sys.stderr)"
+        "finally: print(time.process_time(), *({'torch', 'ray', 'diffusers', 'transformers'} & set(sys.modules)), "
+        "file=sys.stderr)"
     )
     seconds = []
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    for _ in range(3):
-        start = time.monotonic()
+    for _ in range(5):
         done = subprocess.run(
             [sys.executable, "-c", script],
             cwd=ROOT, capture_output=True, text=True, timeout=30, check=True, env=environment,
         )  # fmt: skip
-        seconds.append(time.monotonic() - start)
-        assert done.stderr.strip() == "[]"
+        cpu_s, *heavy = done.stderr.split()
+        assert heavy == []
+        seconds.append(float(cpu_s))  # of CPU: other work on the machine is not ours
+        if seconds[-1] < 0.5:
+            break
     assert min(seconds) < 0.5
 
 
