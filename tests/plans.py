@@ -28,6 +28,7 @@ def make_wan_plan(
     *,
     num_ranks: int = 1,
     cfg_degree: int = 1,
+    sequence_degree: int = 1,
     fsdp_degree: int = 1,
     cpus_per_rank: float = 0.5,
     device: Literal["cpu", "cuda"] = "cpu",
@@ -77,7 +78,7 @@ def make_wan_plan(
         group=GroupPlan(
             num_ranks=num_ranks,
             cfg_degree=cfg_degree,
-            sequence_degree=1,
+            sequence_degree=sequence_degree,
             fsdp_degree=fsdp_degree,
             bundles=({"CPU": 0.1}, *([rank_bundle] * num_ranks)),
             strategy="STRICT_PACK",

@@ -11,9 +11,10 @@ import diffusers
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from planner.plan import ComponentPlan, Plan, Residency
+from planner.plan import ComponentKind, ComponentPlan, Plan, Residency
 from workers.direct_load import LoadedComponent, load_component
 from workers.errors import LoadError
+from workers.sequence import apply_sequence
 from workers.stream_engine import HostMemory
 from workers.stream_offload import OffloadGroup, apply_offload
 from workers.streaming import apply_streaming, streaming_place
@@ -45,9 +46,17 @@ class RankComponents:
 
 
 def load_components(
-    plan: Plan, into: RankComponents, *, world_rank: int, device: torch.device, mesh: DeviceMesh | None
+    plan: Plan,
+    into: RankComponents,
+    *,
+    world_rank: int,
+    device: torch.device,
+    mesh: DeviceMesh | None,
+    sequence: diffusers.ParallelConfig | None = None,
 ) -> Iterator[ComponentLoaded]:
     """Loads what the plan gives to this rank, in load order, and yields each component as it is in place.
+
+    `mesh` is the rank's FSDP mesh, `sequence` the group of ranks that it shares its denoisers' tokens with.
 
     Raises:
         LoadError: names the component and what is wrong with it.
@@ -56,6 +65,8 @@ def load_components(
         if world_rank not in component.ranks:
             continue
         result = _load_one(plan, component, into, device=device, mesh=mesh)
+        if sequence is not None and component.kind is ComponentKind.DENOISER:
+            apply_sequence(result.module, config=sequence)
         into.modules[component.name] = result.module
         into.bytes_read += result.bytes_read
         loaded = ComponentLoaded(world_rank, component.name, result.bytes_read, result.seconds)

@@ -55,7 +55,6 @@ class WorkerGroup:
         Raises:
             GroupStartError: it did not come up; everything that was started is gone again.
         """
-        _refuse_what_cannot_run(plan)
         deadline = _Deadline(timeout_s)
         own, placement = _place(plan, first_bundle, deadline)
         group = cls(plan, [], own)
@@ -192,15 +191,6 @@ class _Deadline:
 
     def left(self) -> float:
         return max(self._end - time.monotonic(), 0.001)
-
-
-def _refuse_what_cannot_run(plan: Plan) -> None:
-    """Ranks would run the whole sequence each, as if nothing had been asked for: better an error than that."""
-    if plan.group.sequence_degree > 1:
-        raise GroupStartError(
-            f"sequence_degree {plan.group.sequence_degree} cannot be carried out yet: leave it out, or use cfg_degree "
-            "and fsdp_degree"
-        )
 
 
 def _place(plan: Plan, first_bundle: int | None, deadline: _Deadline) -> tuple[PlacementGroup | None, PlacementGroup]:

@@ -90,6 +90,18 @@ def shard_mesh(plan: Plan) -> DeviceMesh | None:
     return mesh["shard"]
 
 
+def sequence_mesh(plan: Plan) -> DeviceMesh | None:
+    """The mesh of the sequence groups: `sequence_degree` consecutive ranks each, inside a lane; None if nothing is split.
+
+    Every rank must call it. The dimensions are those that diffusers asks for; `ring` is always 1.
+    """
+    degree = plan.group.sequence_degree
+    if degree == 1:
+        return None
+    ranks = torch.arange(plan.group.num_ranks).reshape(-1, 1, degree)
+    return DeviceMesh(plan.device, ranks, mesh_dim_names=("groups", "ring", "ulysses"))
+
+
 def _bind_to_interface_of(host: str) -> None:
     """Keeps gloo and NCCL bootstrap on the interface that has `host`, unless the environment says otherwise."""
     for name, addresses in psutil.net_if_addrs().items():

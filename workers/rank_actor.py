@@ -150,13 +150,17 @@ class RankActor:
 
     def _load(self, emit: Any) -> None:
         from workers.components import RankComponents, load_components
-        from workers.process_group import shard_mesh
+        from workers.process_group import sequence_mesh, shard_mesh
+        from workers.sequence import sequence_config
 
-        mesh = shard_mesh(self._plan) if self._plan.group.num_ranks > 1 else None
+        is_alone = self._plan.group.num_ranks == 1
+        mesh = None if is_alone else shard_mesh(self._plan)
+        split = None if is_alone else sequence_mesh(self._plan)
         self._components = RankComponents()
         for loaded in load_components(
-            self._plan, self._components, world_rank=self._world_rank, device=self._device(), mesh=mesh
-        ):
+            self._plan, self._components, world_rank=self._world_rank, device=self._device(), mesh=mesh,
+            sequence=None if split is None else sequence_config(split),
+        ):  # fmt: skip
             emit(loaded)
 
     def _lead(self, load_seconds: dict[str, float], weight_bytes_read: tuple[int, ...]) -> GroupDescription:
