@@ -12,6 +12,7 @@ from planner.degrees import Degrees, has_explicit_degrees, resolve_degrees
 from planner.errors import PlanRequestError
 from planner.incompatibilities import Situation, find_incompatibility
 from planner.plan import ComponentKind, Mode, PlanRequest, Residency
+from planner.sequence import check_sequence
 
 MAX_AUTOMATIC_FSDP = 8
 """Ranks of a group that the planner chooses by itself; more must be asked for."""
@@ -91,10 +92,12 @@ def candidate_degrees(
     """Degrees to try: what is stated, else one rank on a CPU, else lanes and shards within one node.
 
     Raises:
-        PlanRequestError: stated degrees contradict each other.
+        PlanRequestError: stated degrees contradict each other, or the denoisers' tokens cannot be split so.
     """
     if has_explicit_degrees(request):
-        return (resolve_degrees(request),)
+        stated = resolve_degrees(request)
+        check_sequence(checkpoint, degree=stated.sequence)
+        return (stated,)
     if device == "cpu":
         return (Degrees(1, 1, 1, 1, "one rank: a CPU group has more only when asked"),)
     slots = max((node.num_gpus for node in node_types), default=1)

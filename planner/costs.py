@@ -155,6 +155,11 @@ def denoiser_work(component: Component, checkpoint: Checkpoint, workload: Worklo
     return Work(2.0 * parameters * tokens * batch, attention * batch, elementwise * batch)
 
 
+def hidden_size(component: Component) -> int:
+    """Width of the component's hidden states, as its configuration says."""
+    return _hidden(component.config)
+
+
 def image_tokens_of_unet(checkpoint: Checkpoint, workload: Workload) -> int:
     """Positions of the latent that a UNet sees at its first level."""
     spatial, _ = _compression(checkpoint)

@@ -18,6 +18,7 @@ from planner.degrees import Degrees
 from planner.hardware import Gpu
 from planner.memory import Placement
 from planner.plan import ComponentKind, PredictedTimes, Residency
+from planner.sequence import exchange_seconds
 
 LOAD_GB_S = 20.0
 """Weights in page cache to one GPU: 20 GB in 1.0 s (eight readers, pinned ring; measured on one H100 host)."""
@@ -69,6 +70,7 @@ def predict_times(
         sizes = [block.tally.placed_bytes(dtype) for block in component.blocks]
         whole = component.tally.placed_bytes(dtype)
         compute_s = _compute_seconds(placement, checkpoint, workload, degrees, rates)
+        compute_s += exchange_seconds(component, checkpoint, workload, degree=degrees.sequence, link_gb_s=link_gb_s)
         if placement.residency is Residency.LAYERWISE:
             block = max(sizes)
             knees[component.name] = knee(

@@ -1,17 +1,24 @@
 """Runs component calls on the group's lanes: one call a lane, all lanes at once, results back on the leader."""
 
 import contextlib
+import math
+import select
+import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from workers.call_watch import CallWatch
 from workers.component_call import ComponentCall, LocalComponent
 from workers.encoding import decode_tree
 from workers.errors import CallError, DeadlineExceededError, GroupDiedError
 from workers.link import Link
+from workers.wire import Wire
+
+FAILURE_GRACE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,13 @@ class LaneLayout:
     def lane_of(self, world_rank: int) -> int:
         return world_rank // self.lane_size
 
+    def meets(self, world_rank: int, other: int) -> bool:
+        """Whether two ranks meet in collectives during a call, so that one that fails alone leaves the other waiting.
+
+        All ranks of a lane count as meeting, and all ranks of the group where shards span lanes.
+        """
+        return self.all_take_part or self.lane_of(world_rank) == self.lane_of(other)
+
     def answers(self, world_rank: int) -> bool:
         """Whether this rank sends its lane's result: the first of the lane does."""
         return world_rank % self.lane_size == 0
@@ -48,6 +62,10 @@ class Lanes:
         local: the leader's own components by name.
         links: one link a follower, by world rank.
         call_timeout_s: deadline of one call on a follower; a miss is a dead group.
+        failure_grace_s: where ranks meet in collectives, how long after one of them failed the others may take to end
+            the call as well. Those that fail for the same reason do so at once; those that wait for the one that
+            failed never do, and the group is dead.
+        on_death: told when the group is dead while the leader itself is inside a call, from another thread.
     """
 
     def __init__(
@@ -57,11 +75,15 @@ class Lanes:
         local: Mapping[str, LocalComponent],
         links: Mapping[int, Link],
         call_timeout_s: float = 600.0,
+        failure_grace_s: float = FAILURE_GRACE_S,
+        on_death: Callable[[GroupDiedError], None] = lambda _: None,
     ) -> None:
         self.layout = layout
         self.local = local
         self._links = links
         self._call_timeout_s = call_timeout_s
+        self._failure_grace_s = failure_grace_s
+        self._watch = CallWatch(timeout_s=call_timeout_s, failure_grace_s=failure_grace_s, on_death=on_death)
         self._next_id = 0
 
     @property
@@ -78,16 +100,13 @@ class Lanes:
         involved = self._send(calls)
         error: Exception | None = None
         result = None
-        try:
-            result = self.local[calls[0].component].run(calls[0])
-        except Exception as caught:  # followers have answers on the wire: those are read before anything is raised
-            error = caught
-        results = [result, *([None] * (len(calls) - 1))]
-        for world_rank in involved:
+        with self._watch.during(self._wires(involved)):
             try:
-                self._collect(world_rank, results)
-            except CallError as caught:
-                error = error or caught
+                result = self.local[calls[0].component].run(calls[0])
+            except Exception as caught:  # followers' answers are read before anything is raised
+                error = caught
+        results = [result, *([None] * (len(calls) - 1))]
+        error = self._collect_all(involved, results, error)
         if error is not None:
             raise error
         return results
@@ -110,6 +129,7 @@ class Lanes:
 
     def close(self) -> None:
         """Tells the followers to leave; safe on a broken group."""
+        self._watch.close()
         for link in self._links.values():
             with contextlib.suppress(GroupDiedError, DeadlineExceededError):
                 link.send({"op": "bye"}, [], timeout_s=1.0)
@@ -131,6 +151,48 @@ class Lanes:
             involved.append(world_rank)
         return involved
 
+    def _wires(self, involved: Sequence[int]) -> dict[int, Wire]:
+        """Connections to watch while the leader is inside a call: those of the ranks that it meets in it."""
+        return {rank: self._links[rank].wire for rank in involved if self.layout.meets(0, rank)}
+
+    def _collect_all(self, involved: Sequence[int], results: list[Any], error: Exception | None) -> Exception | None:
+        """Takes the answers as they come; returns the first error of all ranks, the leader's before others'.
+
+        The ranks that one that failed would have met get `failure_grace_s` from then on, all others the whole time.
+        """
+        start = time.monotonic()
+        deadlines = dict.fromkeys(involved, start + self._call_timeout_s)
+        if error is not None:
+            self._hasten(deadlines, failed_rank=0)
+        while deadlines:
+            ready = self._wait_readable(deadlines)
+            late = sorted(rank for rank, deadline in deadlines.items() if deadline <= time.monotonic())
+            if late and not ready:
+                raise _missing(late, time.monotonic() - start, error)
+            for world_rank in ready:
+                del deadlines[world_rank]
+                try:
+                    self._collect(world_rank, results)
+                except CallError as caught:
+                    error = error or caught
+                    self._hasten(deadlines, failed_rank=world_rank)
+        return error
+
+    def _hasten(self, deadlines: dict[int, float], *, failed_rank: int) -> None:
+        soon = time.monotonic() + self._failure_grace_s
+        for world_rank, deadline in deadlines.items():
+            if self.layout.meets(failed_rank, world_rank):
+                deadlines[world_rank] = min(deadline, soon)
+
+    def _wait_readable(self, deadlines: Mapping[int, float]) -> list[int]:
+        """Ranks of which a message is here; none when the first deadline has passed."""
+        by_descriptor = {self._links[world_rank].wire.fileno(): world_rank for world_rank in deadlines}
+        poll = select.poll()
+        for descriptor in by_descriptor:
+            poll.register(descriptor, select.POLLIN)
+        left_s = max(min(deadlines.values()) - time.monotonic(), 0.0)
+        return [by_descriptor[descriptor] for descriptor, _ in poll.poll(math.ceil(left_s * 1000))]
+
     def _collect(self, world_rank: int, results: list[Any]) -> None:
         header, tensors = self._receive(world_rank)
         if header["op"] == "error":
@@ -148,6 +210,12 @@ class Lanes:
             return self._links[world_rank].receive(timeout_s=self._call_timeout_s)
         except DeadlineExceededError as error:
             raise GroupDiedError(f"rank {world_rank} did not answer within {self._call_timeout_s:g} s") from error
+
+
+def _missing(ranks: Sequence[int], seconds: float, error: Exception | None) -> GroupDiedError:
+    names = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+    because = "" if error is None else f"; it failed on a rank that they meet in it: {error}"
+    return GroupDiedError(f"{names} did not end a call within {seconds:.0f} s{because}")
 
 
 def describe_error(error: BaseException, *, component: str, call_id: int) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def shard_mesh(plan: Plan) -> DeviceMesh | None:
 
 
 def sequence_mesh(plan: Plan) -> DeviceMesh | None:
-    """The mesh of the sequence groups: `sequence_degree` consecutive ranks each, inside a lane; None if nothing is split.
+    """The mesh of the sequence groups: `sequence_degree` consecutive ranks of a lane each; None if nothing is split.
 
     Every rank must call it. The dimensions are those that diffusers asks for; `ring` is always 1.
     """

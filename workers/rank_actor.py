@@ -11,7 +11,7 @@ import ray
 
 from planner.plan import Plan
 from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progress
-from workers.errors import GroupStartError, WorkerError
+from workers.errors import GroupDiedError, GroupStartError, WorkerError
 
 if TYPE_CHECKING:
     from workers.components import ComponentLoaded
@@ -40,6 +40,8 @@ class RankActor:
         self._link: Link | None = None
         self._links: dict[int, Link] = {}
         self._leader: Leader | None = None
+        self._death: GroupDiedError | None = None
+        self._waiting: set[queue.SimpleQueue[Any]] = set()
 
     def place(self) -> tuple[str, str]:
         """This rank's node id and address."""
@@ -74,24 +76,43 @@ class RankActor:
         """Leader: runs one call; yields its progress, then its result."""
         leader = self._require_leader()
         events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        future = self._compute.submit(leader.run, call, events.put)
-        future.add_done_callback(lambda _: events.put(None))
-        while (event := events.get()) is not None:
-            yield event
-        yield future.result()
+        self._waiting.add(events)
+        try:
+            if self._death is not None:
+                raise self._death
+            future = self._compute.submit(leader.run, call, events.put)
+            future.add_done_callback(lambda _: events.put(None))
+            while (event := events.get()) is not None:
+                if isinstance(event, GroupDiedError):
+                    raise event
+                yield event
+            yield future.result()
+        except GroupDiedError as error:
+            self._death = error
+            raise
+        finally:
+            self._waiting.discard(events)
 
     def cancel(self, request_id: str) -> None:
         """Leader: ends a call at its next denoiser call."""
         self._require_leader().cancel(request_id)
 
     def ping(self) -> int:
-        """Answers with the process id, also while a call runs."""
+        """Answers with the process id, also while a call runs; raises once the group is known to be dead."""
+        if self._death is not None:
+            raise self._death
         return os.getpid()
 
     def leave(self) -> None:
         """Leader: sends the followers home."""
         if self._leader is not None:
             self._compute.submit(self._leader.close).result()
+
+    def _on_death(self, error: GroupDiedError) -> None:
+        """The compute thread is stuck in a collective: those who wait for it are told here."""
+        self._death = error
+        for events in list(self._waiting):
+            events.put(error)
 
     def _require_leader(self) -> "Leader":
         if self._leader is None:
@@ -170,7 +191,7 @@ class RankActor:
         from workers.process_group import lane_layout
 
         local = local_components(self._plan, self._components.modules)
-        lanes = Lanes(lane_layout(self._plan), local=local, links=self._links)
+        lanes = Lanes(lane_layout(self._plan), local=local, links=self._links, on_death=self._on_death)
         pipeline = build_pipeline(self._plan, self._components)
         self._leader = Leader(pipeline, lanes, components=self._components)
         return self._leader.describe(load_seconds=load_seconds, weight_bytes_read=weight_bytes_read)

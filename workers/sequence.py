@@ -78,8 +78,8 @@ def apply_sequence(module: nn.Module, *, config: ParallelConfig) -> None:
 class _SplitHook(ContextParallelSplitHook):  # type: ignore[misc]
     """The library's hook; uneven lengths switch its slower, padding attention on for the rest of the call.
 
-    That path asks all ranks for their lengths in each attention (five small exchanges), so it is used only where needed.
-    Every rank of the group sees the same whole tensor here, so all of them decide alike.
+    That path asks all ranks for their lengths in each attention (several small exchanges), so it is used only where
+    needed. Every rank of the group sees the same whole tensor here, so all of them decide alike.
     """
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
@@ -93,8 +93,8 @@ class _SplitHook(ContextParallelSplitHook):  # type: ignore[misc]
             length, degree = x.shape[cp_input.split_dim], context.ulysses_degree
             if length < degree:
                 raise InvalidCallError(
-                    f"a sequence of {length} tokens cannot be split over {degree} ranks: ask for a larger picture, more "
-                    f"frames or a longer prompt, or start the group with sequence_degree {length} or less"
+                    f"a sequence of {length} tokens cannot be split over {degree} ranks: ask for a larger picture, "
+                    f"more frames or a longer prompt, or start the group with sequence_degree {length} or less"
                 )
             if length % degree:
                 context.ulysses_anything = True
@@ -113,7 +113,9 @@ def _finish_result(_: nn.Module, __: Any, output: Any) -> Any:
 def _share_attention(module: nn.Module, config: ParallelConfig) -> tuple[int, str]:
     """Tells each attention of its group; returns their number and the backend that computes them."""
     name = model_class_name(module)
-    processors = [part.processor for part in module.modules() if getattr(part, "processor", None) is not None]
+    processors: list[Any] = [
+        part.processor for part in module.modules() if getattr(part, "processor", None) is not None
+    ]
     deaf = {type(processor).__name__ for processor in processors if not hasattr(processor, "_parallel_config")}
     if deaf or not processors:
         # Such an attention would see its own rank's tokens only, and the result would be quietly wrong.

@@ -9,6 +9,7 @@ import contextlib
 import hmac
 import json
 import secrets
+import select
 import socket
 import struct
 import time
@@ -73,6 +74,33 @@ class Wire:
             if length:
                 self._read_into(memoryview(target).cast("B"), deadline)
         return header
+
+    def peek_header(self, length: int) -> bytes | None:
+        """First bytes (up to `length`) of the header of a frame that is here already; None if none is. Never waits.
+
+        It leaves the frame unread, so another thread may call it while the owner neither sends nor receives.
+
+        Raises:
+            GroupDiedError: the peer has closed the connection.
+        """
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if not poll.poll(0):
+            return None
+        try:
+            start = self._socket.recv(_PREFIX.size, socket.MSG_PEEK)
+            if len(start) < _PREFIX.size:
+                if start:
+                    return None
+                raise GroupDiedError(f"{self.peer} closed its connection")
+            skipped = _PREFIX.size + 8 * _PREFIX.unpack(start)[1]
+            return self._socket.recv(skipped + length, socket.MSG_PEEK)[skipped:]
+        except OSError as error:
+            raise GroupDiedError(f"the connection to {self.peer} broke: {error}") from error
+
+    def fileno(self) -> int:
+        """For `select` and `poll`."""
+        return self._socket.fileno()
 
     def close(self) -> None:
         """Closes the connection; the peer sees it at once."""

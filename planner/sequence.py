@@ -1,0 +1,93 @@
+"""Sequence parallelism at plan time: whether a denoiser's tokens can be split over ranks, and what that costs."""
+
+from collections.abc import Mapping
+
+from planner.checkpoint import Checkpoint, Component
+from planner.costs import Workload, denoiser_tokens, hidden_size
+from planner.errors import PlanRequestError
+from planner.plan import ComponentKind
+from planner.tables import find_model
+
+UNSPLIT_CLASSES: Mapping[str, str] = {
+    "LTX2VideoTransformer3DModel": (
+        "the plan that diffusers 0.42 declares for it leaves the rotary table between video and audio whole"
+    ),
+}
+"""Classes with a plan in diffusers that does not work, and why; docs/sequence.md has the trial."""
+EXCHANGED_STATES = 4
+"""Hidden states that attention exchanges between heads and tokens: query, key, value and the result."""
+_HALF_BYTES = 2
+
+
+def check_sequence(checkpoint: Checkpoint, *, degree: int) -> None:
+    """Refuses a degree that some denoiser of the checkpoint cannot have.
+
+    Raises:
+        PlanRequestError: names the component, what is needed, and two ways out.
+    """
+    if degree == 1:
+        return
+    denoisers = [component for component in checkpoint.components if component.kind is ComponentKind.DENOISER]
+    if not denoisers:
+        raise PlanRequestError(
+            f"sequence_degree={degree}: {checkpoint.path} has no denoiser whose tokens could be split; leave it out, "
+            "or use fsdp_degree to share the weights"
+        )
+    for component in denoisers:
+        need = find_sequence_problem(component, degree=degree)
+        if need is not None:
+            raise PlanRequestError(
+                f"sequence_degree={degree}: {component.name} ({component.class_name}) {need}; {_ways_out(component)}"
+            )
+
+
+def find_sequence_problem(component: Component, *, degree: int) -> str | None:
+    """What a denoiser lacks for its tokens to be split over `degree` ranks; None if nothing.
+
+    The number of heads is `num_attention_heads` of the component's config.json: attention gives each rank all tokens of
+    its share of the heads.
+    """
+    if "UNet" in component.class_name:
+        return "is a UNet, and only the tokens of transformers can be split"
+    declared = find_model(component.library, component.class_name)
+    if declared is None or not declared.context_parallel:
+        return "needs a context parallel plan (_cp_plan) in diffusers, and has none"
+    if component.class_name in UNSPLIT_CLASSES:
+        return f"cannot be split: {UNSPLIT_CLASSES[component.class_name]}"
+    num_heads = _num_heads(component)
+    if num_heads is None:
+        return "needs num_attention_heads in its config.json, to see that the degree divides it"
+    if num_heads % degree:
+        return f"has {num_heads} attention heads (num_attention_heads in its config.json), which the degree must divide"
+    return None
+
+
+def exchange_seconds(
+    component: Component, checkpoint: Checkpoint, workload: Workload, *, degree: int, link_gb_s: float
+) -> float:
+    """Seconds that one denoiser call spends in exchanging heads for tokens, in 16 bits; zero for other components.
+
+    In each block a rank sends all but its own share of its tokens' states; nothing hides it.
+    """
+    if degree == 1 or component.kind is not ComponentKind.DENOISER:
+        return 0.0
+    tokens = denoiser_tokens(component, checkpoint, workload) * workload.batch_size / degree
+    sent = EXCHANGED_STATES * len(component.blocks) * tokens * hidden_size(component) * _HALF_BYTES
+    return sent * (degree - 1) / degree / (link_gb_s * 1e9)
+
+
+def _ways_out(component: Component) -> str:
+    num_heads = _num_heads(component) or 1
+    smaller = [degree for degree in range(2, num_heads + 1) if find_sequence_problem(component, degree=degree) is None]
+    first = f"use sequence_degree {_listed(smaller)}" if smaller else "leave sequence_degree out"
+    return f"{first}, or use cfg_degree and fsdp_degree instead"
+
+
+def _listed(degrees: list[int]) -> str:
+    shown = [str(degree) for degree in degrees[:5]]
+    return " or ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+
+
+def _num_heads(component: Component) -> int | None:
+    value = component.config.get("num_attention_heads")
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
