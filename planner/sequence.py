@@ -10,10 +10,13 @@ from planner.tables import find_model
 
 UNSPLIT_CLASSES: Mapping[str, str] = {
     "LTX2VideoTransformer3DModel": (
-        "the plan that diffusers 0.42 declares for it leaves the rotary table between video and audio whole"
+        "the plan that diffusers 0.42 declares for it leaves the rotary tables between video and audio and the "
+        "timesteps of its tokens whole"
     ),
 }
 """Classes with a plan in diffusers that does not work, and why; docs/sequence.md has the trial."""
+PLANNED_BLOCKS: Mapping[str, int] = {"HeliosTransformer3DModel": 40}
+"""Classes whose plan in diffusers is written out for so many blocks; further ones would be split and not joined."""
 EXCHANGED_STATES = 4
 """Hidden states that attention exchanges between heads and tokens: query, key, value and the result."""
 _HALF_BYTES = 2
@@ -54,6 +57,9 @@ def find_sequence_problem(component: Component, *, degree: int) -> str | None:
         return "needs a context parallel plan (_cp_plan) in diffusers, and has none"
     if component.class_name in UNSPLIT_CLASSES:
         return f"cannot be split: {UNSPLIT_CLASSES[component.class_name]}"
+    planned = PLANNED_BLOCKS.get(component.class_name, len(component.blocks))
+    if len(component.blocks) > planned:
+        return f"has {len(component.blocks)} blocks, and the plan that diffusers declares for it covers {planned}"
     num_heads = _num_heads(component)
     if num_heads is None:
         return "needs num_attention_heads in its config.json, to see that the degree divides it"

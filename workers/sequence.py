@@ -20,13 +20,19 @@ from typing import Any
 import torch
 from diffusers import ContextParallelConfig, ParallelConfig
 from diffusers.hooks import HookRegistry
-from diffusers.hooks.context_parallel import ContextParallelGatherHook, ContextParallelSplitHook
+from diffusers.hooks.context_parallel import (
+    ContextParallelGatherHook,
+    ContextParallelSplitHook,
+    EquipartitionSharder,
+)
+from diffusers.models._modeling_parallel import gather_size_by_comm
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from torch import Tensor, nn
 from torch.distributed import _functional_collectives as functional
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._pytree import tree_map_only
 
+from planner.sequence import UNSPLIT_CLASSES
 from workers.errors import InvalidCallError, LoadError
 from workers.shard_conditions import model_class_name
 
@@ -62,6 +68,8 @@ def apply_sequence(module: nn.Module, *, config: ParallelConfig) -> None:
     plan = getattr(module, "_cp_plan", None)
     if not plan:
         raise LoadError(f"{name} has no sequence parallel plan in diffusers: use sequence_degree 1, or more CFG lanes")
+    if name in UNSPLIT_CLASSES:
+        raise LoadError(f"{name} cannot be split over ranks: {UNSPLIT_CLASSES[name]}; use sequence_degree 1")
     context = config.context_parallel_config
     num_attentions, backend = _share_attention(module, config)
     for target, part in plan.items():
@@ -99,6 +107,33 @@ class _SplitHook(ContextParallelSplitHook):  # type: ignore[misc]
             if length % degree:
                 context.ulysses_anything = True
         return super()._prepare_cp_input(x, cp_input)  # type: ignore[no-any-return]
+
+
+class _GatherHook(ContextParallelGatherHook):  # type: ignore[misc]
+    """The library's hook; uneven lengths are padded to the longest, since gloo gathers equal ones only."""
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        context = self.parallel_config
+        if not context.ulysses_anything:
+            return super().post_forward(module, output)
+        parts = [output] if isinstance(output, Tensor) else list(output)
+        mesh = context._flattened_mesh
+        joined = [
+            part if where is None else _gather_uneven(part, where.gather_dim, mesh)
+            for part, where in zip(parts, self.metadata, strict=True)
+        ]
+        return joined[0] if isinstance(output, Tensor) else tuple(joined)
+
+
+def _gather_uneven(part: Tensor, dim: int, mesh: DeviceMesh) -> Tensor:
+    """All ranks' parts, one after the other on `dim`; every rank of the mesh must call it and gets the whole."""
+    lengths = gather_size_by_comm(part.shape[dim], mesh.get_group())
+    longest = max(lengths)
+    shape = list(part.shape)
+    shape[dim] = longest - shape[dim]
+    gathered = EquipartitionSharder.unshard(torch.cat([part, part.new_zeros(shape)], dim), dim, mesh)
+    pieces = zip(gathered.split(longest, dim), lengths, strict=True)
+    return torch.cat([piece.narrow(dim, 0, length) for piece, length in pieces], dim)
 
 
 def _begin_call(context: ContextParallelConfig, *_: Any) -> None:
@@ -176,6 +211,4 @@ def _hang(found: nn.Module, target: str, part: Any, config: ParallelConfig) -> N
         registry.register_hook(_SplitHook(part, config.context_parallel_config), f"sequence-split {target}")
         return
     outputs = list(part) if isinstance(part, list | tuple) else [part]
-    registry.register_hook(
-        ContextParallelGatherHook(outputs, config.context_parallel_config), f"sequence-gather {target}"
-    )
+    registry.register_hook(_GatherHook(outputs, config.context_parallel_config), f"sequence-gather {target}")

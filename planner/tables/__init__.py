@@ -54,6 +54,11 @@ def find_model(library: str, class_name: str) -> ModelDeclaration | None:
     )
 
 
+def model_names(library: str) -> tuple[str, ...]:
+    """Names of the model classes that the table of `library` describes."""
+    return tuple(_load(library)["models"])
+
+
 def is_known(library: str, class_name: str) -> bool:
     """Tells whether `library` has a class of that name that a pipeline may hold."""
     if find_model(library, class_name) is not None:
