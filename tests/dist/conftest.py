@@ -1,10 +1,12 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from planner.plan import Plan
 from tests.ray_session import local_ray
 from tests.tiny_checkpoints import make_tiny_wan
+from workers.group import WorkerGroup
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +18,16 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_wan(tmp_path_factory.mktemp("tiny_wan"))
+
+
+@pytest.fixture
+def start_group() -> Iterator[Callable[[Plan], WorkerGroup]]:
+    groups: list[WorkerGroup] = []
+
+    def start(plan: Plan) -> WorkerGroup:
+        groups.append(WorkerGroup.start(plan, timeout_s=180))
+        return groups[-1]
+
+    yield start
+    for group in groups:
+        group.shutdown()

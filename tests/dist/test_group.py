@@ -34,19 +34,6 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def start_group() -> Iterator[Callable[[Plan], WorkerGroup]]:
-    groups: list[WorkerGroup] = []
-
-    def start(plan: Plan) -> WorkerGroup:
-        groups.append(WorkerGroup.start(plan, timeout_s=90))
-        return groups[-1]
-
-    yield start
-    for group in groups:
-        group.shutdown()
-
-
 @pytest.fixture(scope="module")
 def pair(tiny_wan: Path, ray_cluster: None) -> Iterator[WorkerGroup]:
     """Two ranks, CFG degree 2, for the tests that leave them alive."""

@@ -61,19 +61,24 @@ def compare_one(name: str, config: Any) -> dict[str, Any]:
 
 
 def compare_placements(mesh: DeviceMesh, name: str) -> dict[str, dict[str, Any]]:
-    """The case's tokens split while its weights are sharded over the same ranks, or streamed from host memory."""
+    """The case's tokens split while its weights are sharded over the same ranks, or streamed from host memory.
+
+    Sharding comes before the hooks in a group; after them it gives the same.
+    """
     config = make_config(mesh)
     found = {}
-    for placement in ("sharded", "streamed"):
+    for placement in ("sharded before", "sharded after", "streamed"):
         module = build_random(name)
         inputs = find_case(name).uneven()
         with torch.no_grad():
             expected = leaves(module(**copy.deepcopy(inputs)))
-            if placement == "sharded":
+            if placement == "sharded before":
                 apply_sharding(module, mesh=mesh)
-            else:
+            elif placement == "streamed":
                 apply_streaming(module, device=torch.device("cpu"), num_resident_blocks=1, prefetch_depth=1)
             apply_sequence(module, config=config)
+            if placement == "sharded after":
+                apply_sharding(module, mesh=mesh)
             found[placement] = [judge(expected, leaves(module(**copy.deepcopy(inputs)))) for _ in range(2)][-1]
     return found
 
