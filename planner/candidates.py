@@ -12,7 +12,7 @@ from planner.degrees import Degrees, has_explicit_degrees, resolve_degrees
 from planner.errors import PlanRequestError
 from planner.incompatibilities import Situation, find_incompatibility
 from planner.plan import ComponentKind, Mode, PlanRequest, Residency
-from planner.sequence import check_sequence
+from planner.sequence import check_sequence, split_instead
 
 MAX_AUTOMATIC_FSDP = 8
 """Ranks of a group that the planner chooses by itself; more must be asked for."""
@@ -97,7 +97,7 @@ def candidate_degrees(
     if has_explicit_degrees(request):
         stated = resolve_degrees(request)
         check_sequence(checkpoint, degree=stated.sequence)
-        return (stated,)
+        return (stated, *split_instead(checkpoint, request, stated, device=device))
     if device == "cpu":
         return (Degrees(1, 1, 1, 1, "one rank: a CPU group has more only when asked"),)
     slots = max((node.num_gpus for node in node_types), default=1)

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 from planner.checkpoint import Checkpoint, Component
-from planner.costs import Workload, denoiser_tokens, hidden_size
+from planner.costs import Workload, denoiser_tokens, hidden_size, uses_guidance
+from planner.degrees import Degrees
 from planner.errors import PlanRequestError
-from planner.plan import ComponentKind
+from planner.plan import ComponentKind, Mode, PlanRequest
 from planner.tables import find_model
 
 UNSPLIT_CLASSES: Mapping[str, str] = {
@@ -30,7 +31,7 @@ def check_sequence(checkpoint: Checkpoint, *, degree: int) -> None:
     """
     if degree == 1:
         return
-    denoisers = [component for component in checkpoint.components if component.kind is ComponentKind.DENOISER]
+    denoisers = _denoisers(checkpoint)
     if not denoisers:
         raise PlanRequestError(
             f"sequence_degree={degree}: {checkpoint.path} has no denoiser whose tokens could be split; leave it out, "
@@ -42,6 +43,30 @@ def check_sequence(checkpoint: Checkpoint, *, degree: int) -> None:
             raise PlanRequestError(
                 f"sequence_degree={degree}: {component.name} ({component.class_name}) {need}; {_ways_out(component)}"
             )
+
+
+def split_instead(checkpoint: Checkpoint, request: PlanRequest, stated: Degrees, *, device: str) -> tuple[Degrees, ...]:
+    """Degrees with split tokens that are worth trying beside the stated ones; the times decide between them.
+
+    Only where the request asks for more GPUs than lanes use, and leaves the sequence degree open: no more ranks than
+    asked for are ever taken, and `memory` mode does not need it.
+    """
+    is_open = request.num_ranks is not None and request.sequence_degree is None and not request.share_gpu
+    if not is_open or device != "cuda" or request.mode is Mode.MEMORY or not _denoisers(checkpoint):
+        return ()
+    num_ranks = stated.num_ranks
+    lanes = {stated.cfg} if request.cfg_degree or uses_guidance(checkpoint) else {stated.cfg, 1}
+    found = []
+    for cfg in sorted(lanes):
+        for degree in (d for d in range(2, num_ranks // cfg + 1) if num_ranks % (cfg * d) == 0):
+            if any(find_sequence_problem(component, degree=degree) for component in _denoisers(checkpoint)):
+                continue
+            # Where lanes and tokens do not use all ranks, shards must.
+            open_shards = {1, num_ranks} if cfg * degree == num_ranks else {num_ranks}
+            shards = {request.fsdp_degree} if request.fsdp_degree else open_shards
+            reason = f"sequence {degree}: the ranks of a lane share its tokens"
+            found += [Degrees(num_ranks, cfg, degree, fsdp, reason) for fsdp in sorted(shards)]
+    return tuple(found)
 
 
 def find_sequence_problem(component: Component, *, degree: int) -> str | None:
@@ -80,6 +105,10 @@ def exchange_seconds(
     tokens = denoiser_tokens(component, checkpoint, workload) * workload.batch_size / degree
     sent = EXCHANGED_STATES * len(component.blocks) * tokens * hidden_size(component) * _HALF_BYTES
     return sent * (degree - 1) / degree / (link_gb_s * 1e9)
+
+
+def _denoisers(checkpoint: Checkpoint) -> list[Component]:
+    return [component for component in checkpoint.components if component.kind is ComponentKind.DENOISER]
 
 
 def _ways_out(component: Component) -> str:
