@@ -121,6 +121,7 @@ class Leader:
             self._control = self._running_id = None
 
     def _run_pipeline(self, call: GenerateCall, seed: int) -> tuple[Any, Any]:
+        torch.manual_seed(seed)  # for what pipelines draw without a generator (StableDiffusion3ControlNetPipeline)
         arguments = dict(call.arguments)
         if "generator" in self._parameters:
             arguments["generator"] = torch.Generator("cpu").manual_seed(seed)

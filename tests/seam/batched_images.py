@@ -22,7 +22,10 @@ SIZE = {"height": 16, "width": 16}
 FLOW = "FlowMatchEulerDiscreteScheduler"
 
 
-def stable_diffusion_3(class_name: str, *, num_layers: int = 2, channels: int = 4, **arguments: Any) -> TinyPipeline:
+def stable_diffusion_3(
+    class_name: str, *, num_layers: int = 2, channels: int = 4, parts: dict[str, Any] | None = None, **arguments: Any
+) -> TinyPipeline:
+    """A pipeline with the components of Stable Diffusion 3; `parts` adds to them."""
     transformer = make_transformer(
         "SD3Transformer2DModel", num_layers=num_layers, patch_size=1, pos_embed_max_size=16, in_channels=channels,
         out_channels=channels,
@@ -30,6 +33,7 @@ def stable_diffusion_3(class_name: str, *, num_layers: int = 2, channels: int = 
     pipeline = build(
         class_name, transformer=transformer, scheduler=build(FLOW), vae=make_vae(channels),
         **none_of("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3"),
+        **(parts or {}),
     )  # fmt: skip
     return TinyPipeline(pipeline, {**text(24, pooled=12), "guidance_scale": 5.0, **arguments})
 
@@ -85,12 +89,38 @@ def make_sana() -> TinyPipeline:
     return TinyPipeline(pipeline, arguments)
 
 
+def make_joy_edit() -> TinyPipeline:
+    """A picture to edit; the model gets a list of shapes for each row."""
+    vae = build(
+        "AutoencoderKLWan", base_dim=4, z_dim=4, dim_mult=[1] * 3, num_res_blocks=1, temperal_downsample=[False] * 2,
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4, scale_factor_spatial=4, scale_factor_temporal=1,
+    )  # fmt: skip
+    pipeline = build(
+        "JoyImageEditPlusPipeline", transformer=make_transformer("JoyImageEditPlusTransformer3DModel"),
+        scheduler=build(FLOW), vae=vae.eval(), **none_of("text_encoder", "tokenizer", "processor"),
+    )  # fmt: skip
+
+    def encode(*, prompt: list[str], **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """In place of the text encoder: the pipeline refuses embeddings beside a prompt, and fails without one."""
+        length = 5 if "blurred" in prompt[0] else 7
+        return normal(1, length, 24, seed=length), torch.ones(1, length)
+
+    pipeline.encode_prompt_multiple_images = encode
+    pipeline.image_processor.get_default_height_width = lambda *_: (32, 32)  # its own sizes have a million pixels
+    arguments = {
+        "prompt": "edit", "negative_prompt": "blurred", "images": [[picture()]], "height": 32, "width": 32,
+        "guidance_scale": 4.0,
+    }  # fmt: skip
+    return TinyPipeline(pipeline, arguments)
+
+
 def make_hidream() -> TinyPipeline:
     """Hidden states of several layers, stacked: the batch is their dimension 1."""
     pipeline = build(
         "HiDreamImagePipeline", transformer=make_transformer("HiDreamImageTransformer2DModel"), scheduler=build(FLOW),
         vae=make_vae(), **none_of(*(f"{n}{i}" for n in ("text_encoder", "tokenizer") for i in ("", "_2", "_3", "_4"))),
     )  # fmt: skip
+    pipeline.default_sample_size = 8  # it scales every size to the area of its default
     arguments: dict[str, Any] = {"guidance_scale": 5.0, **SIZE}
     for seed, prefix in enumerate(("", "negative_")):
         arguments[f"{prefix}prompt_embeds_t5"] = normal(1, 7, 24, seed=seed)
@@ -102,8 +132,8 @@ def make_hidream() -> TinyPipeline:
 def z_image(class_name: str, **arguments: Any) -> TinyPipeline:
     """Its arguments are lists with a tensor a picture, of the prompts' own lengths."""
     pipeline = build(
-        class_name, transformer=make_transformer("ZImageTransformer2DModel", axes_lens=[128, 32, 32]), scheduler=build(FLOW),
-        vae=make_vae(), **none_of("text_encoder", "tokenizer"),
+        class_name, transformer=make_transformer("ZImageTransformer2DModel", axes_lens=[128, 32, 32]), vae=make_vae(),
+        scheduler=build(FLOW), **none_of("text_encoder", "tokenizer"),
     )  # fmt: skip
     embeddings = {"prompt_embeds": [normal(7, 24)], "negative_prompt_embeds": [normal(5, 24, seed=1)]}
     return TinyPipeline(pipeline, {**embeddings, "guidance_scale": 4.0, **SIZE, **arguments})
@@ -131,7 +161,7 @@ def make_aura_flow() -> TinyPipeline:
         "AuraFlowPipeline", transformer=make_transformer("AuraFlowTransformer2DModel"), scheduler=build(FLOW),
         vae=make_vae(), **none_of("text_encoder", "tokenizer"),
     )  # fmt: skip
-    return TinyPipeline(pipeline, {**text(24), **text_masks(), "guidance_scale": 3.5, **SIZE})
+    return TinyPipeline(pipeline, {**text(24), **text_masks(), "guidance_scale": 30.0, **SIZE})
 
 
 def make_hunyuan_dit() -> TinyPipeline:
@@ -216,6 +246,7 @@ CASES = (
     Case("PixArtAlphaPipeline", "PixArt", "batched", make_pixart_alpha),
     Case("PixArtSigmaPipeline", "PixArt", "batched", make_pixart_sigma),
     Case("SanaPipeline", "Sana", "batched", make_sana),
+    Case("JoyImageEditPlusPipeline", "JoyImage", "batched", make_joy_edit),
     Case("HiDreamImagePipeline", "HiDream", "batched", make_hidream),
     Case("ZImagePipeline", "Z-Image", "batched", make_z_image),
     Case("ZImagePipeline truncated", "Z-Image", "batched", make_z_image_truncated),

@@ -46,7 +46,7 @@ def make_inpainting() -> TinyPipeline:
     return stable_diffusion("StableDiffusionInpaintPipeline", image=picture(), mask_image=mask(), **SIZE)
 
 
-def make_inpainting_with_nine_channels() -> TinyPipeline:
+def make_inpainting_9_channels() -> TinyPipeline:
     return stable_diffusion(
         "StableDiffusionInpaintPipeline", unet={"in_channels": 9}, image=picture(), mask_image=mask(), **SIZE
     )
@@ -91,7 +91,8 @@ def make_adapter() -> TinyPipeline:
     """A T2I adapter: its features are arguments of the UNet, the same for each step."""
     adapter = build("T2IAdapter", channels=(8, 16), num_res_blocks=1, downscale_factor=2, adapter_type="full_adapter")
     blocks = {
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     }  # fmt: skip
     return stable_diffusion(
         "StableDiffusionAdapterPipeline", unet=blocks, parts={"adapter": adapter.eval()}, image=picture(), **SIZE
@@ -125,18 +126,15 @@ def make_kolors() -> TinyPipeline:
     return TinyPipeline(pipeline, {**XL_TEXT, **SIZE}, ("unet",))
 
 
-THREE_BRANCHES = "three branches on two lanes: two rows against one"
-
 CASES = (
     Case("StableDiffusionPipeline two pictures", "Stable Diffusion", "batched", make_two_pictures),
     Case("StableDiffusionPipeline DDIM eta 1", "Stable Diffusion", "batched", make_stochastic),
     Case("StableDiffusionPipeline Heun", "Stable Diffusion", "batched", make_second_order),
     Case("StableDiffusionImg2ImgPipeline", "Stable Diffusion", "batched", make_image_to_image),
     Case("StableDiffusionInpaintPipeline", "Stable Diffusion", "batched", make_inpainting),
-    Case("StableDiffusionInpaintPipeline 9 channels", "Stable Diffusion", "batched", make_inpainting_with_nine_channels),
+    Case("StableDiffusionInpaintPipeline 9 channels", "Stable Diffusion", "batched", make_inpainting_9_channels),
     Case(
         "StableDiffusionInstructPix2PixPipeline", "Stable Diffusion", "batched", make_instruct_pix2pix,
-        reason_not_halved=THREE_BRANCHES,
     ),
     Case("StableDiffusionDepth2ImgPipeline", "Stable Diffusion", "batched", make_depth_to_image),
     Case("StableDiffusionAdapterPipeline", "Stable Diffusion", "batched", make_adapter),
@@ -149,7 +147,6 @@ CASES = (
     Case("StableDiffusionXLInpaintPipeline", "Stable Diffusion XL", "batched", make_xl_inpainting),
     Case(
         "StableDiffusionXLInstructPix2PixPipeline", "Stable Diffusion XL", "batched", make_xl_instruct_pix2pix,
-        reason_not_halved=THREE_BRANCHES,
     ),
     Case("KolorsPipeline", "Kolors", "batched", make_kolors),
 )  # fmt: skip

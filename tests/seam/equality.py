@@ -1,8 +1,8 @@
 """A pipeline on several lanes against itself, serial: the same result, with the denoiser's work divided."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ class Comparison:
         fair_rows: the fewest rows that the busiest lane can have: each step's rows divided by the lanes, rounded up.
         rows: the same a rank, of the second run on lanes (the first one learns signatures).
         calls: denoiser calls a rank, of the second run.
+        would_show: relative change of the serial result if the rows of each batched result were swapped: what a
+            wrong join would do. 0.0 for pipelines that make one call a branch.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Comparison:
     fair_rows: int
     rows: tuple[int, ...]
     calls: tuple[int, ...]
+    would_show: float
 
     @property
     def is_halved(self) -> bool:
@@ -54,6 +57,7 @@ def compare(case: Case, *, num_lanes: int = 2, dtype: torch.dtype = torch.float3
         with leader_of_threads(tiny.pipeline, num_lanes=num_lanes, denoisers=list(tiny.denoisers)) as leader:
             run_on(leader, tiny)
             result = run_on(leader, tiny)
+        swapped, _ = run_plain(_make(case, dtype), swap_rows)
     return Comparison(
         case.name,
         relative_error(result.output, expected),
@@ -61,27 +65,47 @@ def compare(case: Case, *, num_lanes: int = 2, dtype: torch.dtype = torch.float3
         sum(-(-rows // num_lanes) for rows in rows_a_step),
         tuple(stats.denoiser_rows for stats in result.ranks),
         tuple(stats.denoiser_calls for stats in result.ranks),
+        relative_error(swapped, expected),
     )
 
 
-def run_plain(tiny: TinyPipeline) -> tuple[Any, list[int]]:
-    """The latents that diffusers alone makes, and the denoisers' calls times rows for each scheduler step."""
+def run_plain(tiny: TinyPipeline, change: Callable[[Any], Any] = lambda result: result) -> tuple[Any, list[int]]:
+    """The latents that diffusers alone makes, and the denoisers' calls times rows for each scheduler step.
+
+    `change` is applied to each result of a denoiser.
+    """
     rows_a_step = [0]
 
     def count(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         rows_a_step[-1] += num_batch_rows(args, kwargs)
 
     hooks = [getattr(tiny.pipeline, name).register_forward_pre_hook(count, with_kwargs=True) for name in tiny.denoisers]
+    hooks += [
+        getattr(tiny.pipeline, name).register_forward_hook(lambda _, args, result: change(result))
+        for name in tiny.denoisers
+    ]
     for component in tiny.pipeline.components.values():
         if hasattr(component, "set_timesteps"):
             watch_scheduler(component, lambda _: rows_a_step.append(0))
     tiny.pipeline.set_progress_bar_config(disable=True)
+    torch.manual_seed(SEED)
     with torch.no_grad():
         result = tiny.pipeline(**arguments_of(tiny), generator=torch.Generator().manual_seed(SEED))
     for hook in hooks:
         hook.remove()
     output, _ = normalize_output(result, output_type="latent")
     return output, rows_a_step
+
+
+def swap_rows(result: Any) -> Any:
+    """A denoiser's result with the order of its rows reversed."""
+    if isinstance(result, torch.Tensor):
+        return result.flip(0)
+    if is_dataclass(result):
+        return type(result)(**{f.name: swap_rows(getattr(result, f.name)) for f in fields(result)})
+    if isinstance(result, list) and len({item.shape for item in result}) == 1:
+        return result[::-1]
+    return type(result)(map(swap_rows, result)) if isinstance(result, list | tuple) else result
 
 
 def run_on(leader: Leader, tiny: TinyPipeline) -> GenerateResult:

@@ -41,7 +41,7 @@ def fill_zeros(module: torch.nn.Module) -> Any:
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.is_floating_point() and not parameter.any():
-                parameter.normal_(std=0.05)
+                parameter.normal_(std=0.2)
     return module
 
 
