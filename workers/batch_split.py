@@ -29,7 +29,8 @@ ArgumentKey = int | str
 class CutRule(StrEnum):
     """How an argument is cut.
 
-    Tensors with the batch in dimension 0, and lists with an entry a row, are cut by all rules but `WHOLE`.
+    Tensors with the batch in dimension 0, lists with an entry a row and dictionaries with rows for keys are cut by all
+    rules but `WHOLE`.
     """
 
     ROWS = "rows"
@@ -51,11 +52,19 @@ class CutPlan:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Rows `first` to `last` (exclusive) of `count`."""
+    """Rows `first` to `last` (exclusive) of `count`.
+
+    `owners` are the rows of the entries of a list that has no entry for each row: OmniGen gets its pictures as one
+    list, beside a dictionary from row to the places of that row's pictures.
+    """
 
     first: int
     last: int
     count: int
+    owners: tuple[int, ...]
+
+    def __contains__(self, row: int) -> bool:
+        return self.first <= row < self.last
 
 
 def cut_plans(call: ComponentCall, num_parts: int) -> Iterator[CutPlan]:
@@ -69,9 +78,10 @@ def cut_plans(call: ComponentCall, num_parts: int) -> Iterator[CutPlan]:
 def split_call(call: ComponentCall, num_parts: int, plan: CutPlan) -> list[ComponentCall]:
     """The call cut along its batch into up to `num_parts` calls of nearly equal rows, encoded."""
     num_rows = call.num_rows
+    owners = _owners((*call.args, *call.kwargs.values()), num_rows)
     parts = []
     for indices in torch.arange(num_rows).tensor_split(min(num_parts, num_rows)):
-        rows = _Rows(int(indices[0]), int(indices[-1]) + 1, num_rows)
+        rows = _Rows(int(indices[0]), int(indices[-1]) + 1, num_rows, owners)
         part = ComponentCall(
             call.component,
             tuple(_cut(value, rows, plan.rule_of(index)) for index, value in enumerate(call.args)),
@@ -172,8 +182,12 @@ def _cut(value: Any, rows: _Rows, rule: CutRule) -> Any:
         return value
     if isinstance(value, torch.Tensor):
         return _cut_tensor(value, rows, rule)
+    if _has_row_keys(value, rows.count):
+        return {row - rows.first: item for row, item in value.items() if row in rows}
     if type(value) is dict:
         return {key: _cut(item, rows, rule) for key, item in value.items()}
+    if type(value) is list and value and len(value) == len(rows.owners):
+        return [item for item, owner in zip(value, rows.owners, strict=True) if owner in rows]
     if type(value) is list and len(value) == rows.count and not _all_batches(value, rows.count):
         return value[rows.first : rows.last]
     if type(value) in (list, tuple):
@@ -191,6 +205,23 @@ def _cut_tensor(tensor: torch.Tensor, rows: _Rows, rule: CutRule) -> torch.Tenso
         times = size // rows.count
         return tensor[rows.first * times : rows.last * times]
     return tensor
+
+
+def _owners(arguments: tuple[Any, ...], num_rows: int) -> tuple[int, ...]:
+    """The row of each entry, as told by the first dictionary from rows to lists of entries."""
+    for value in arguments:
+        if _has_row_keys(value, num_rows):
+            return tuple(row for row, entries in value.items() for _ in entries)
+    return ()
+
+
+def _has_row_keys(value: Any, num_rows: int) -> bool:
+    """Whether `value` is a dictionary from some of the rows to a list each."""
+    return (
+        type(value) is dict
+        and len(value) > 0
+        and all(type(key) is int and 0 <= key < num_rows and type(item) is list for key, item in value.items())
+    )
 
 
 def _all_batches(items: list[Any], num_rows: int) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.pipelines.omnigen import processor_omnigen
+from diffusers.pipelines.omnigen import pipeline_omnigen, processor_omnigen
 
 from tests.seam.parts import build, make_transformer, picture
 from tests.seam.tiny import Case, TinyPipeline
@@ -22,6 +22,7 @@ def omnigen(**arguments: Any) -> TinyPipeline:
         processor_omnigen.transforms = SimpleNamespace(
             Compose=_compose, Lambda=lambda function: function, ToTensor=lambda: _to_tensor, Normalize=_normalize
         )
+        pipeline_omnigen.OmniGenMultiModalProcessor = processor_omnigen.OmniGenMultiModalProcessor
     pipeline = build(
         "OmniGenPipeline", transformer=make_transformer("OmniGenTransformer2DModel"), tokenizer=make_word_tokenizer(),
         scheduler=build("FlowMatchEulerDiscreteScheduler"), vae=build("AutoencoderKL", **EIGHTH).eval(),

@@ -171,8 +171,8 @@ def make_stable_video_diffusion() -> TinyPipeline:
         down_block_types=("DownEncoderBlock2D",) * 2,
     )  # fmt: skip
     pipeline = build(
-        "StableVideoDiffusionPipeline", unet=unet.eval(), image_encoder=CLIPVisionModelWithProjection(vision).eval(), vae=vae.eval(),
-        scheduler=build("EulerDiscreteScheduler", prediction_type="v_prediction"),
+        "StableVideoDiffusionPipeline", unet=unet.eval(), image_encoder=CLIPVisionModelWithProjection(vision).eval(),
+        scheduler=build("EulerDiscreteScheduler", prediction_type="v_prediction"), vae=vae.eval(),
         feature_extractor=CLIPImageProcessor(),
     )  # fmt: skip
     arguments = {"image": picture(16), "height": 16, "width": 16, "num_frames": 3, "min_guidance_scale": 1.5}
