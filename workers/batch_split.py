@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from workers.component_call import ComponentCall
+from workers.component_call import ComponentCall, num_batch_rows
 from workers.encoding import tensor_layout
 
 MAX_RELATIVE_ERROR = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -68,7 +68,7 @@ class _Rows:
 
 
 def cut_plans(call: ComponentCall, num_parts: int) -> Iterator[CutPlan]:
-    """Plans in the order to try them: one rule for all arguments first, then one argument by another rule.
+    """Plans in the order to try them.
 
     Those that would cut the call as one before did are left out.
     """
@@ -135,7 +135,7 @@ def is_close(joined: Any, whole: Any) -> bool:
 
 def _distinct_plans(call: ComponentCall, num_parts: int) -> Iterator[CutPlan]:
     seen = set()
-    for plan in _all_plans([*range(len(call.args)), *call.kwargs]):
+    for plan in _all_plans(_keys_beside_the_batch(call)):
         first = split_call(call, num_parts, plan)[0]
         effect = repr((first.tree, [tensor_layout(tensor) for tensor in first.tensors]))
         if effect not in seen:
@@ -144,11 +144,23 @@ def _distinct_plans(call: ComponentCall, num_parts: int) -> Iterator[CutPlan]:
 
 
 def _all_plans(keys: list[ArgumentKey]) -> Iterator[CutPlan]:
-    defaults = (CutRule.ROWS, CutRule.MULTIPLES, CutRule.SECOND)
-    yield from (CutPlan(default) for default in defaults)
-    for default in defaults:
+    """Leaving an argument whole comes first: it cannot fail in a harmful way, whereas a table that is cut although its
+    indices are not makes a GPU kernel read out of bounds."""
+    yield CutPlan()
+    yield from (CutPlan(exceptions=((key, CutRule.WHOLE),)) for key in keys)
+    others = (CutRule.MULTIPLES, CutRule.SECOND)
+    yield from (CutPlan(rule) for rule in others)
+    yield from (CutPlan(exceptions=((key, rule),)) for key in keys for rule in others)
+    for default in others:
         for key in keys:
             yield from (CutPlan(default, ((key, rule),)) for rule in CutRule if rule is not default)
+
+
+def _keys_beside_the_batch(call: ComponentCall) -> list[ArgumentKey]:
+    """All arguments but the first one with rows: that one is cut in any case."""
+    arguments: list[tuple[ArgumentKey, Any]] = [*enumerate(call.args), *call.kwargs.items()]
+    batch = next((key for key, value in arguments if num_batch_rows((value,), {}) > 1), None)
+    return [key for key, _ in arguments if key != batch]
 
 
 def _join_tensors(parts: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:

@@ -136,5 +136,5 @@ CASES = (
     Case("StableDiffusionXLControlNetUnionPipeline", "ControlNet", "batched", make_xl_control_union),
     Case("StableDiffusion3ControlNetPipeline", "ControlNet", "batched", make_sd3_control),
     Case("SanaControlNetPipeline", "ControlNet", "batched", make_sana_control),
-    Case("AnimateDiffControlNetPipeline", "ControlNet", "batched", make_animatediff_control),
+    Case("AnimateDiffControlNetPipeline", "ControlNet", "batched", make_animatediff_control, is_representative=True),
 )  # fmt: skip

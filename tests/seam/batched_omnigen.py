@@ -58,5 +58,5 @@ def _normalize(mean: list[float], std: list[float], **_: Any) -> Any:
 
 CASES = (
     Case("OmniGenPipeline", "OmniGen", "batched", make_from_text),
-    Case("OmniGenPipeline with a picture", "OmniGen", "batched", make_from_picture),
+    Case("OmniGenPipeline with a picture", "OmniGen", "batched", make_from_picture, is_representative=True),
 )

@@ -247,7 +247,7 @@ CASES = (
     Case("LTXPipeline", "LTX", "batched", make_ltx),
     Case("LTXImageToVideoPipeline", "LTX", "batched", make_ltx_image_to_video),
     Case("LTXConditionPipeline", "LTX", "batched", make_ltx_condition),
-    Case("CogVideoXPipeline", "CogVideoX", "batched", make_cogvideox),
+    Case("CogVideoXPipeline", "CogVideoX", "batched", make_cogvideox, is_representative=True),
     Case("CogVideoXPipeline dynamic scale", "CogVideoX", "batched", make_cogvideox_dynamic),
     Case("CogVideoXImageToVideoPipeline", "CogVideoX", "batched", make_cogvideox_image_to_video),
     Case("CogVideoXVideoToVideoPipeline", "CogVideoX", "batched", make_cogvideox_video_to_video),
@@ -262,5 +262,5 @@ CASES = (
     Case("LTX2Pipeline STG", "LTX2", "mixed", make_ltx2_stg),
     Case("LTX2ImageToVideoPipeline STG", "LTX2", "mixed", make_ltx2_image_to_video),
     Case("LTX2ConditionPipeline", "LTX2", "batched", make_ltx2_condition),
-    Case("LTX2Pipeline STG and modality", "LTX2", "mixed", make_ltx2_stg_and_modality),
+    Case("LTX2Pipeline STG and modality", "LTX2", "mixed", make_ltx2_stg_and_modality, is_representative=True),
 )  # fmt: skip

@@ -1,9 +1,23 @@
 """All cases of the seam's matrix."""
 
-from tests.seam import basic
+from tests.seam import (
+    basic,
+    batched_controlnets,
+    batched_images,
+    batched_omnigen,
+    batched_stable_diffusion,
+    batched_videos,
+)
 from tests.seam.tiny import Case
 
-ALL_CASES: tuple[Case, ...] = (*basic.CASES,)
+ALL_CASES: tuple[Case, ...] = (
+    *basic.CASES,
+    *batched_stable_diffusion.CASES,
+    *batched_images.CASES,
+    *batched_omnigen.CASES,
+    *batched_videos.CASES,
+    *batched_controlnets.CASES,
+)
 
 
 def find_case(name: str) -> Case:

@@ -42,3 +42,12 @@ class Case:
     make: Callable[[], TinyPipeline]
     is_representative: bool = False
     reason_not_halved: str | None = None
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether calls hold several branches, so that two lanes run other batch sizes than one does."""
+        return self.style in ("batched", "mixed")
+
+    @property
+    def pipeline_class(self) -> str:
+        return self.name.partition(" ")[0]
