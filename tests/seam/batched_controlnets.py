@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from tests.dist.weights.tiny_models import find_model
 from tests.seam.basic import make_vae
-from tests.seam.batched_images import stable_diffusion_3
+from tests.seam.batched_images import make_hunyuan_dit, stable_diffusion_3, z_image
 from tests.seam.batched_stable_diffusion import SIZE, XL_UNET, stable_diffusion, stable_diffusion_xl
 from tests.seam.batched_videos import make_motion_unet
 from tests.seam.parts import build, fill_zeros, make_transformer, mask, none_of, picture, text, text_masks
@@ -126,6 +127,30 @@ def make_animatediff_control() -> TinyPipeline:
     return TinyPipeline(pipeline, arguments, UNET)
 
 
+def make_z_image_control() -> TinyPipeline:
+    """The ControlNet shares modules with the transformer and returns a tensor for each of its layers."""
+    config = {
+        "control_layers_places": [0], "control_refiner_layers_places": [], "control_in_dim": 4, "dim": 32,
+        "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2,
+    }  # fmt: skip
+    controlnet = fill_zeros(build("ZImageControlNetModel", **config)).eval()
+    tiny = z_image("ZImageControlNetPipeline", parts={"controlnet": controlnet}, control_image=picture())
+    return TinyPipeline(tiny.pipeline, tiny.arguments, TRANSFORMER)
+
+
+def make_hunyuan_dit_control() -> TinyPipeline:
+    config = find_model("HunyuanDiT2DModel").config
+    names = (
+        "num_attention_heads", "attention_head_dim", "in_channels", "patch_size", "sample_size", "hidden_size",
+        "cross_attention_dim", "cross_attention_dim_t5", "pooled_projection_dim", "text_len", "text_len_t5",
+    )  # fmt: skip
+    controlnet = build(
+        "HunyuanDiT2DControlNetModel", transformer_num_layers=4, **{name: config[name] for name in names}
+    )
+    tiny = make_hunyuan_dit("HunyuanDiTControlNetPipeline", controlnet=fill_zeros(controlnet).eval())
+    return TinyPipeline(tiny.pipeline, {**tiny.arguments, "control_image": picture()}, TRANSFORMER)
+
+
 CASES = (
     Case("StableDiffusionControlNetPipeline", "ControlNet", "batched", make_control, is_representative=True),
     Case("StableDiffusionControlNetPipeline guess mode", "ControlNet", "batched", make_guess_mode),
@@ -136,5 +161,7 @@ CASES = (
     Case("StableDiffusionXLControlNetUnionPipeline", "ControlNet", "batched", make_xl_control_union),
     Case("StableDiffusion3ControlNetPipeline", "ControlNet", "batched", make_sd3_control),
     Case("SanaControlNetPipeline", "ControlNet", "batched", make_sana_control),
+    Case("ZImageControlNetPipeline", "ControlNet", "batched", make_z_image_control),
+    Case("HunyuanDiTControlNetPipeline", "ControlNet", "batched", make_hunyuan_dit_control),
     Case("AnimateDiffControlNetPipeline", "ControlNet", "batched", make_animatediff_control, is_representative=True),
 )  # fmt: skip

@@ -8,7 +8,6 @@ from tests.seam.basic import make_vae
 from tests.seam.parts import (
     build,
     make_transformer,
-    make_unet,
     mask,
     none_of,
     normal,
@@ -129,11 +128,11 @@ def make_hidream() -> TinyPipeline:
     return TinyPipeline(pipeline, arguments)
 
 
-def z_image(class_name: str, **arguments: Any) -> TinyPipeline:
+def z_image(class_name: str, *, parts: dict[str, Any] | None = None, **arguments: Any) -> TinyPipeline:
     """Its arguments are lists with a tensor a picture, of the prompts' own lengths."""
     pipeline = build(
         class_name, transformer=make_transformer("ZImageTransformer2DModel", axes_lens=[128, 32, 32]), vae=make_vae(),
-        scheduler=build(FLOW), **none_of("text_encoder", "tokenizer"),
+        scheduler=build(FLOW), **none_of("text_encoder", "tokenizer"), **(parts or {}),
     )  # fmt: skip
     embeddings = {"prompt_embeds": [normal(7, 24)], "negative_prompt_embeds": [normal(5, 24, seed=1)]}
     return TinyPipeline(pipeline, {**embeddings, "guidance_scale": 4.0, **SIZE, **arguments})
@@ -164,12 +163,13 @@ def make_aura_flow() -> TinyPipeline:
     return TinyPipeline(pipeline, {**text(24), **text_masks(), "guidance_scale": 30.0, **SIZE})
 
 
-def make_hunyuan_dit() -> TinyPipeline:
+def make_hunyuan_dit(class_name: str = "HunyuanDiTPipeline", **parts: Any) -> TinyPipeline:
     transformer = make_transformer("HunyuanDiT2DModel", learn_sigma=True, cross_attention_dim=16)
     pipeline = build(
-        "HunyuanDiTPipeline", transformer=transformer, scheduler=build("DDPMScheduler"), vae=make_vae(),
+        class_name, transformer=transformer, scheduler=build("DDPMScheduler"), vae=make_vae(),
         requires_safety_checker=False,
         **none_of("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "safety_checker", "feature_extractor"),
+        **parts,
     )  # fmt: skip
     arguments: dict[str, Any] = {"guidance_scale": 5.0, "use_resolution_binning": False, **SIZE}
     for seed, prefix in enumerate(("", "negative_")):
@@ -223,20 +223,14 @@ def make_dit() -> TinyPipeline:
     return TinyPipeline(pipeline, {"class_labels": [3], "guidance_scale": 4.0})
 
 
-def make_kandinsky_2() -> TinyPipeline:
-    unet = make_unet(
-        encoder_hid_dim=12, encoder_hid_dim_type="image_proj", addition_embed_type="image", out_channels=8,
-        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-        mid_block_type="UNetMidBlock2DSimpleCrossAttn", resnet_time_scale_shift="scale_shift", class_embed_type=None,
+def make_ernie_image() -> TinyPipeline:
+    """Prompts of their own lengths, padded to the longest of the batch."""
+    pipeline = build(
+        "ErnieImagePipeline", transformer=make_transformer("ErnieImageTransformer2DModel"), scheduler=build(FLOW),
+        **none_of("text_encoder", "tokenizer", "vae", "pe", "pe_tokenizer"),
     )  # fmt: skip
-    movq = build(
-        "VQModel", block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4,
-        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, num_vq_embeddings=8, norm_type="spatial",
-    )  # fmt: skip
-    pipeline = build("KandinskyV22Pipeline", unet=unet, movq=movq, scheduler=build("DDPMScheduler"))
-    embeddings = {"image_embeds": normal(1, 12), "negative_image_embeds": normal(1, 12, seed=1)}
-    return TinyPipeline(pipeline, {**embeddings, "guidance_scale": 4.0, "height": 64, "width": 64}, ("unet",))
+    embeddings = {"prompt_embeds": [normal(7, 24)], "negative_prompt_embeds": [normal(5, 24, seed=1)]}
+    return TinyPipeline(pipeline, {**embeddings, "guidance_scale": 4.0, "height": 64, "width": 64, "use_pe": False})
 
 
 CASES = (
@@ -262,5 +256,5 @@ CASES = (
     Case("PRXPipeline", "PRX", "batched", make_prx),
     Case("BriaPipeline", "Bria", "batched", make_bria),
     Case("DiTPipeline", "DiT", "batched", make_dit),
-    Case("KandinskyV22Pipeline", "Kandinsky 2.2", "batched", make_kandinsky_2),
+    Case("ErnieImagePipeline", "ERNIE-Image", "batched", make_ernie_image),
 )  # fmt: skip

@@ -88,10 +88,10 @@ def make_mochi() -> TinyPipeline:
     return TinyPipeline(pipeline, {**text(24), **masks, "guidance_scale": 4.5, **size})
 
 
-def make_animatediff() -> TinyPipeline:
+def make_animatediff(class_name: str = "AnimateDiffPipeline") -> TinyPipeline:
     """Its text embeddings are repeated for each frame: twice the frames, not twice the videos."""
     pipeline = build(
-        "AnimateDiffPipeline", vae=make_vae(), unet=make_motion_unet(), motion_adapter=None,
+        class_name, vae=make_vae(), unet=make_motion_unet(), motion_adapter=None,
         scheduler=build("DDIMScheduler"), **NO_TEXT,
     )  # fmt: skip
     size = {"height": 16, "width": 16, "num_frames": 3}
@@ -106,6 +106,38 @@ def make_motion_unet() -> Any:
         motion_num_attention_heads=2, motion_max_seq_length=8, use_motion_mid_block=True,
     )  # fmt: skip
     return fill_zeros(unet).eval()
+
+
+def make_animatediff_video_to_video() -> TinyPipeline:
+    tiny = make_animatediff("AnimateDiffVideoToVideoPipeline")
+    video = [picture(seed=index) for index in range(3)]
+    return TinyPipeline(tiny.pipeline, {**text(16), "guidance_scale": 7.5, "video": video, "strength": 0.8}, ("unet",))
+
+
+def make_anyflow() -> TinyPipeline:
+    """Two time steps for each frame."""
+    pipeline = build(
+        "AnyFlowPipeline", transformer=make_transformer("AnyFlowTransformer3DModel"), vae=make_wan_vae(),
+        scheduler=build("FlowMapEulerDiscreteScheduler"), **NO_TEXT,
+    )  # fmt: skip
+    return TinyPipeline(pipeline, {**text(24), "guidance_scale": 3.0, "height": 64, "width": 64, "num_frames": 9})
+
+
+def make_wan_vae() -> Any:
+    return build(
+        "AutoencoderKLWan", base_dim=4, z_dim=4, dim_mult=[1] * 4, num_res_blocks=1, latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4, temperal_downsample=[False, True, True],
+    ).eval()  # fmt: skip
+
+
+def make_sana_image_to_video() -> TinyPipeline:
+    pipeline = build(
+        "SanaImageToVideoPipeline", transformer=make_transformer("SanaVideoTransformer3DModel"), vae=make_wan_vae(),
+        scheduler=build(FLOW), **NO_TEXT,
+    )  # fmt: skip
+    arguments = {**text(24), **text_masks(), "negative_prompt": None, "guidance_scale": 6.0, "frames": 9}
+    arguments |= {"height": 64, "width": 64, "use_resolution_binning": False, "image": picture(64)}
+    return TinyPipeline(pipeline, arguments)
 
 
 def make_allegro() -> TinyPipeline:
@@ -253,6 +285,9 @@ CASES = (
     Case("CogVideoXVideoToVideoPipeline", "CogVideoX", "batched", make_cogvideox_video_to_video),
     Case("MochiPipeline", "Mochi", "batched", make_mochi),
     Case("AnimateDiffPipeline", "AnimateDiff", "batched", make_animatediff),
+    Case("AnimateDiffVideoToVideoPipeline", "AnimateDiff", "batched", make_animatediff_video_to_video),
+    Case("AnyFlowPipeline", "AnyFlow", "batched", make_anyflow),
+    Case("SanaImageToVideoPipeline", "Sana", "batched", make_sana_image_to_video),
     Case("AllegroPipeline", "Allegro", "batched", make_allegro),
     Case("LattePipeline", "Latte", "batched", make_latte),
     Case("SanaVideoPipeline", "Sana", "batched", make_sana_video),

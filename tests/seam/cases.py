@@ -6,6 +6,7 @@ from tests.seam import (
     batched_images,
     batched_omnigen,
     batched_stable_diffusion,
+    batched_stages,
     batched_videos,
 )
 from tests.seam.tiny import Case
@@ -13,6 +14,7 @@ from tests.seam.tiny import Case
 ALL_CASES: tuple[Case, ...] = (
     *basic.CASES,
     *batched_stable_diffusion.CASES,
+    *batched_stages.CASES,
     *batched_images.CASES,
     *batched_omnigen.CASES,
     *batched_videos.CASES,
