@@ -8,6 +8,9 @@ from tests.seam import (
     batched_stable_diffusion,
     batched_stages,
     batched_videos,
+    branch_image,
+    branch_video,
+    branch_wan,
 )
 from tests.seam.tiny import Case
 
@@ -19,6 +22,9 @@ ALL_CASES: tuple[Case, ...] = (
     *batched_omnigen.CASES,
     *batched_videos.CASES,
     *batched_controlnets.CASES,
+    *branch_image.CASES,
+    *branch_video.CASES,
+    *branch_wan.CASES,
 )
 
 
