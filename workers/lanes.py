@@ -90,8 +90,8 @@ class Lanes:
     def num_lanes(self) -> int:
         return self.layout.num_lanes
 
-    def run(self, calls: Sequence[ComponentCall]) -> list[Any]:
-        """Runs up to one call a lane and returns their results in order.
+    def run(self, calls: Sequence[ComponentCall | None]) -> list[Any]:
+        """Runs up to one call a lane and returns their results in order; None in the first place spares the leader.
 
         Every rank of a lane gets the lane's call. Raises `CallError` if a rank's call failed (all ranks are in step
         again), `GroupDiedError` if a rank is gone.
@@ -102,7 +102,8 @@ class Lanes:
         result = None
         with self._watch.during(self._wires(involved)):
             try:
-                result = self.local[calls[0].component].run(calls[0])
+                if calls[0] is not None:
+                    result = self.local[calls[0].component].run(calls[0])
             except Exception as caught:  # followers' answers are read before anything is raised
                 error = caught
         results = [result, *([None] * (len(calls) - 1))]
@@ -135,7 +136,7 @@ class Lanes:
                 link.send({"op": "bye"}, [], timeout_s=1.0)
             link.wire.close()
 
-    def _send(self, calls: Sequence[ComponentCall]) -> list[int]:
+    def _send(self, calls: Sequence[ComponentCall | None]) -> list[int]:
         """Sends each lane's call to its followers; returns the followers that will answer."""
         self._next_id += 1
         involved = []
@@ -145,6 +146,7 @@ class Lanes:
             if is_dummy and not self.layout.all_take_part:
                 continue
             call = calls[0] if is_dummy else calls[lane]
+            assert call is not None, "only the leader's lane, where it is one rank, can be spared"
             wants = "nothing" if is_dummy else ("result" if self.layout.answers(world_rank) else "done")
             header = {"op": "call", "id": self._next_id, "component": call.component, "tree": call.tree, "wants": wants}
             link.send(header, call.tensors, timeout_s=self._call_timeout_s)

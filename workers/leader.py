@@ -15,6 +15,7 @@ from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progre
 from workers.component_call import LocalComponent
 from workers.components import RankComponents
 from workers.errors import CallCancelledError, CallError, InvalidCallError, WorkerError
+from workers.guiders import Guiders
 from workers.lanes import Lanes
 from workers.memory import peak_bytes
 from workers.pipeline_output import normalize_output
@@ -34,6 +35,9 @@ class Leader:
         pipeline: the diffusers pipeline with its components in place.
         lanes: the group's lanes; their local components become the seam's.
         components: what the leader has loaded.
+
+    Raises:
+        GroupStartError: the pipeline needs what a group of this layout cannot do.
     """
 
     def __init__(self, pipeline: Any, lanes: Lanes, *, components: RankComponents) -> None:
@@ -44,6 +48,8 @@ class Leader:
         self._running_id: str | None = None
         self._cancelled_ids: deque[str] = deque(maxlen=_MAX_CANCELLED_IDS)
         self._lock = threading.Lock()
+        self._guiders = Guiders(pipeline.components)
+        self._guiders.check_layout(lanes.layout)
         self._schedulers = [c for c in pipeline.components.values() if _is_scheduler(c)]
         self.seam = Seam(lanes, before_call=self._before_call)
         for name, component in lanes.local.items():
@@ -125,6 +131,7 @@ class Leader:
         arguments = dict(call.arguments)
         if "generator" in self._parameters:
             arguments["generator"] = torch.Generator("cpu").manual_seed(seed)
+        self._guiders.restore()
         output_type = arguments.get("output_type")
         if output_type is None and "output_type" in self._parameters:
             arguments["output_type"] = "np"

@@ -7,7 +7,7 @@ A pipeline that makes one call a step, with all branches in its batch, has that 
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from workers.deferred import DeferredScope, DeferredTensor, has_pending, wait_al
 from workers.encoding import Tree, UnencodableError, decode_tree, encode_tree
 from workers.errors import CallError
 from workers.lanes import Lanes
+from workers.module_watch import ModuleWatch
 from workers.step_profile import StepProfile
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,8 @@ class SeamCounts:
 
     Attributes:
         learnt_signatures: calls that ran serially because their signature was new.
-        local_calls: calls that could not leave the leader (unencodable or stateful arguments).
+        local_calls: calls that could not leave the leader: unencodable or stateful arguments, or the pipeline has
+            changed the module (hooks of guiders).
         uncut_signatures: batched calls that run whole, because cutting them did not give the same result.
     """
 
@@ -69,6 +71,7 @@ class Seam:
         self._scope: DeferredScope | None = None
         self._specs: dict[str, OutputSpec | None] = {}
         self._contexts: dict[str, CacheContext] = {}
+        self._watches: dict[str, ModuleWatch] = {}
         self._is_running = False
         self._profile = StepProfile()
         self._plans: dict[str, CutPlan | None] = {}
@@ -83,6 +86,7 @@ class Seam:
         if hasattr(module, "cache_context"):
             # An instance attribute shadows the method, and only notes the context: it is opened where the call runs.
             object.__setattr__(module, "cache_context", functools.partial(self._cache_context, name))
+        self._watches[name] = ModuleWatch(module)
 
     def reset(self) -> None:
         """Drops what a finished or failed request left in the queue."""
@@ -100,16 +104,29 @@ class Seam:
 
     def run_pending(self) -> None:
         """Runs the queued calls, one a lane, and fills their results in."""
-        scope, queue = self._scope, self._queue
-        if scope is None:
+        if self._scope is None:
             return
+        watches = [self._watches[queued.call.component] for queued in self._queue]
+        is_changed = any(watch.change() for watch in watches)
+        self._run_queue([None] if is_changed else [])  # queued before the change: not for the leader
+
+    def _run_queue(self, first: list[ComponentCall | None]) -> list[Any]:
+        """Runs `first` and the queued calls, one a lane; fills the queued ones' results in, returns those of `first`.
+
+        There is a lane for one call beside a queue: a queue that is as long as the lanes are many has run already.
+        """
+        scope, queue = self._scope, self._queue
         self._scope, self._queue = None, []
+        if scope is None:
+            return self._run(first)
         scope.is_done = True
         scope.stop_guarding()
-        results = iter(self._run([part for queued in queue for part in queued.parts]))
+        results = self._run([*first, *(part for queued in queue for part in queued.parts)])
+        of_parts = iter(results[len(first) :])
         for queued in queue:
-            self._fill(queued, _joined([next(results) for _ in queued.parts], queued.spec))
+            self._fill(queued, _joined([next(of_parts) for _ in queued.parts], queued.spec))
         scope.close()
+        return results[: len(first)]
 
     @contextmanager
     def _cache_context(self, component: str, name: str, **options: Any) -> Iterator[None]:
@@ -131,7 +148,11 @@ class Seam:
         try:
             call.encode()
         except UnencodableError as error:
-            return self._run_on_leader(call, error)
+            self.run_pending()  # an object may hold deferred tensors
+            return self._run_on_leader(call, str(error))
+        change = self._watches[component].change()
+        if change is not None:
+            return self._run_on_leader(call, f"the pipeline has changed {change}")
         self._profile.record(component, call.num_rows)
         signature = call.signature()
         if signature not in self._specs:
@@ -204,16 +225,16 @@ class Seam:
             logger.warning("%s: calls of this kind stay serial (%s)", call.component, _serial_reason(writes))
         return result
 
-    def _run_on_leader(self, call: ComponentCall, error: UnencodableError) -> Any:
+    def _run_on_leader(self, call: ComponentCall, reason: str) -> Any:
+        """Runs a call that no follower can; what is queued runs on the followers meanwhile."""
         if self._lanes.layout.all_take_part or self._lanes.layout.lane_size > 1:
-            raise CallError(f"{call.component} runs on several ranks, but {error}") from error
-        self.run_pending()
+            raise CallError(f"{call.component} runs on several ranks, but {reason}")
         if self.counts.local_calls == 0:
-            logger.warning("%s: calls stay on the leader: %s", call.component, error)
+            logger.warning("%s: calls stay on the leader: %s", call.component, reason)
         self.counts.local_calls += 1
-        return self._run([call])[0]
+        return self._run_queue([call])[0]
 
-    def _run(self, calls: list[ComponentCall]) -> list[Any]:
+    def _run(self, calls: Sequence[ComponentCall | None]) -> list[Any]:
         self._is_running = True
         try:
             return self._lanes.run(calls)

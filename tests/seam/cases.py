@@ -11,6 +11,8 @@ from tests.seam import (
     branch_image,
     branch_video,
     branch_wan,
+    guiders,
+    unguided,
 )
 from tests.seam.tiny import Case
 
@@ -25,6 +27,8 @@ ALL_CASES: tuple[Case, ...] = (
     *branch_image.CASES,
     *branch_video.CASES,
     *branch_wan.CASES,
+    *guiders.CASES,
+    *unguided.CASES,
 )
 
 

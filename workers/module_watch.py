@@ -1,0 +1,49 @@
+"""Notices when a pipeline changes its denoiser: the followers' copies do not change with it.
+
+Guiders register hooks on blocks around single calls (skip-layer, perturbed-attention, auto guidance), some pipelines
+exchange attention processors or write to the model's configuration. A call made while the leader's module differs from
+what the followers loaded is right on the leader only.
+"""
+
+from typing import Any
+
+import torch
+
+
+class ModuleWatch:
+    """Compares a module with what it was at the group's start: hooks, attention processors, configuration.
+
+    Made for a look at each call: 0.1 ms for a model of 1,500 modules. Attributes of other kinds are not compared.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        modules = list(module.modules())
+        self._module: Any = module
+        self._attributes = [vars(each) for each in modules]
+        self._torch_hooks = [hooks for each in modules for hooks in (each._forward_hooks, each._forward_pre_hooks)]
+        self._num_torch_hooks = sum(map(len, self._torch_hooks))
+        self._processors = [(each, each.processor) for each in modules if getattr(each, "processor", None) is not None]
+        self._config = getattr(module, "_internal_dict", None)
+        self._num_attributes = -1
+        self._registries: list[Any] = []
+        self._hooks = self._diffusers_hooks()
+
+    def change(self) -> str | None:
+        """What differs now, in words; None where nothing does."""
+        if self._diffusers_hooks() != self._hooks or sum(map(len, self._torch_hooks)) != self._num_torch_hooks:
+            return "hooks on its blocks"
+        if any(owner.processor is not processor for owner, processor in self._processors):
+            return "its attention processors"
+        config = getattr(self._module, "_internal_dict", None)
+        if config is not self._config and config != self._config:
+            return "its configuration"
+        return None
+
+    def _diffusers_hooks(self) -> list[Any]:
+        """Every hook in diffusers' registries. A registry, once made, stays; so they are looked up again only when
+        some module has got a new attribute."""
+        num_attributes = sum(map(len, self._attributes))
+        if num_attributes != self._num_attributes:
+            self._registries = [each["_diffusers_hook"] for each in self._attributes if "_diffusers_hook" in each]
+            self._num_attributes = num_attributes
+        return [hook for registry in self._registries for hook in registry.hooks.values()]
