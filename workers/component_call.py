@@ -64,6 +64,13 @@ class LocalComponent:
         """Must be made before the seam is attached: keeps the module's own (possibly compiled) call."""
         return cls(name, module, module._compiled_call_impl or module._call_impl, is_denoiser)
 
+    def start_request(self) -> None:
+        """Counts anew, and drops what step caches keep: a pipeline resets those of its own module only."""
+        self.num_calls = self.num_rows = 0
+        reset_cache = getattr(self.module, "_reset_stateful_cache", None)
+        if reset_cache is not None and getattr(self.module, "is_cache_enabled", False):
+            reset_cache()
+
     def run(self, call: ComponentCall) -> Any:
         """Runs a call and counts it."""
         if self.is_denoiser:

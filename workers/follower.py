@@ -30,7 +30,7 @@ def follow(link: Link, *, components: Mapping[str, LocalComponent], extra_stats:
                 case "start":
                     link.forget()
                     for component in components.values():
-                        component.num_calls = component.num_rows = 0
+                        component.start_request()
                 case "stats":
                     counts = {
                         "denoiser_calls": sum(component.num_calls for component in components.values()),

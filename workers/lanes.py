@@ -115,7 +115,7 @@ class Lanes:
     def start_request(self) -> None:
         """Followers forget the last request's tensors and start to count anew."""
         for local in self.local.values():
-            local.num_calls = local.num_rows = 0
+            local.start_request()
         for link in self._links.values():
             link.send({"op": "start"}, [], timeout_s=self._call_timeout_s)
             link.forget()

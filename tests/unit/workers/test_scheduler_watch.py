@@ -4,6 +4,7 @@ import inspect
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
+from workers.deferred import DeferredScope, DeferredTensor
 from workers.scheduler_watch import num_scheduler_steps, watch_scheduler
 
 
@@ -25,3 +26,24 @@ def test_a_deep_copy_is_watched_too() -> None:
     assert steps == [4]
     assert other.step_index == 1
     assert scheduler.step_index is None
+
+
+def test_a_step_gets_the_values_of_deferred_results() -> None:
+    """A scheduler keeps what it is given and may draw random numbers, so it must not hold anything pending."""
+    value = torch.ones(2, 3)
+    scope = DeferredScope(lambda: leaf.fill(value))
+    leaf = DeferredTensor(value.to("meta"), device=value.device, scope=scope)
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    seen: list[type] = []
+    plain_step = FlowMatchEulerDiscreteScheduler.step
+
+    class Looking(FlowMatchEulerDiscreteScheduler):
+        def step(self, model_output: torch.Tensor, *args: object, **kwargs: object) -> object:
+            seen.append(type(model_output))
+            return plain_step(self, model_output, *args, **kwargs)
+
+    scheduler.__class__ = Looking
+    watch_scheduler(scheduler, lambda _: None)
+    scheduler.set_timesteps(2)
+    scheduler.step(leaf, scheduler.timesteps[0], torch.zeros(2, 3))
+    assert seen == [torch.Tensor]
