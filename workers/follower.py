@@ -31,6 +31,9 @@ def follow(link: Link, *, components: Mapping[str, LocalComponent], extra_stats:
                     link.forget()
                     for component in components.values():
                         component.start_request()
+                case "configure":
+                    module: Any = components[header["component"]].module
+                    module.register_to_config(**decode_tree(header["tree"], tensors))
                 case "stats":
                     counts = {
                         "denoiser_calls": sum(component.num_calls for component in components.values()),

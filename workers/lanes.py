@@ -13,7 +13,7 @@ import torch
 
 from workers.call_watch import CallWatch
 from workers.component_call import ComponentCall, LocalComponent
-from workers.encoding import decode_tree
+from workers.encoding import UnencodableError, decode_tree, encode_tree
 from workers.errors import CallError, DeadlineExceededError, GroupDiedError
 from workers.link import Link
 from workers.wire import Wire
@@ -119,6 +119,22 @@ class Lanes:
         for link in self._links.values():
             link.send({"op": "start"}, [], timeout_s=self._call_timeout_s)
             link.forget()
+
+    def configure(self, component: str, config: dict[str, Any]) -> None:
+        """Gives every follower's model new entries of its configuration.
+
+        Raises:
+            CallError: the entries are more than plain data.
+        """
+        tensors: list[torch.Tensor] = []
+        try:
+            tree = encode_tree(config, tensors)
+        except UnencodableError as error:
+            raise CallError(f"{component}: its new configuration stays on the leader: {error}") from error
+        for link in self._links.values():
+            link.send(
+                {"op": "configure", "component": component, "tree": tree}, tensors, timeout_s=self._call_timeout_s
+            )
 
     def stats(self) -> dict[int, dict[str, int]]:
         """Counts of each follower since `start_request`, by world rank."""

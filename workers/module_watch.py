@@ -1,8 +1,8 @@
 """Notices when a pipeline changes its denoiser: the followers' copies do not change with it.
 
 Guiders register hooks on blocks around single calls (skip-layer, perturbed-attention, auto guidance), some pipelines
-exchange attention processors or write to the model's configuration. A call made while the leader's module differs from
-what the followers loaded is right on the leader only.
+exchange attention processors. A call made meanwhile is right on the leader only. What they write to the model's
+configuration is plain data and can follow.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 
 
 class ModuleWatch:
-    """Compares a module with what it was at the group's start: hooks, attention processors, configuration.
+    """Compares a module with what it was at the group's start: hooks and attention processors; and its configuration.
 
     Made for a look at each call: 0.1 ms for a model of 1,500 modules. Attributes of other kinds are not compared.
     """
@@ -23,7 +23,7 @@ class ModuleWatch:
         self._torch_hooks = [hooks for each in modules for hooks in (each._forward_hooks, each._forward_pre_hooks)]
         self._num_torch_hooks = sum(map(len, self._torch_hooks))
         self._processors = [(each, each.processor) for each in modules if getattr(each, "processor", None) is not None]
-        self._config = getattr(module, "_internal_dict", None)
+        self._config = self._current_config()
         self._num_attributes = -1
         self._registries: list[Any] = []
         self._hooks = self._diffusers_hooks()
@@ -34,10 +34,20 @@ class ModuleWatch:
             return "hooks on its blocks"
         if any(owner.processor is not processor for owner, processor in self._processors):
             return "its attention processors"
-        config = getattr(self._module, "_internal_dict", None)
-        if config is not self._config and config != self._config:
-            return "its configuration"
         return None
+
+    def has_new_config(self) -> bool:
+        """Whether the configuration differs from when it was last taken."""
+        return self._current_config() is not self._config and self._current_config() != self._config
+
+    def take_new_config(self) -> dict[str, Any]:
+        """The entries of the configuration that are new or other than when it was last taken."""
+        before, self._config = self._config or {}, self._current_config()
+        after = self._config or {}
+        return {name: value for name, value in after.items() if name not in before or before[name] != value}
+
+    def _current_config(self) -> Any:
+        return getattr(self._module, "_internal_dict", None)
 
     def _diffusers_hooks(self) -> list[Any]:
         """Every hook in diffusers' registries. A registry, once made, stays; so they are looked up again only when

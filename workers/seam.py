@@ -107,7 +107,7 @@ class Seam:
         if self._scope is None:
             return
         watches = [self._watches[queued.call.component] for queued in self._queue]
-        is_changed = any(watch.change() for watch in watches)
+        is_changed = any(watch.change() or watch.has_new_config() for watch in watches)
         self._run_queue([None] if is_changed else [])  # queued before the change: not for the leader
 
     def _run_queue(self, first: list[ComponentCall | None]) -> list[Any]:
@@ -150,6 +150,7 @@ class Seam:
         except UnencodableError as error:
             self.run_pending()  # an object may hold deferred tensors
             return self._run_on_leader(call, str(error))
+        self._send_new_config(component)
         change = self._watches[component].change()
         if change is not None:
             return self._run_on_leader(call, f"the pipeline has changed {change}")
@@ -224,6 +225,12 @@ class Seam:
         if self._specs[signature] is None:
             logger.warning("%s: calls of this kind stay serial (%s)", call.component, _serial_reason(writes))
         return result
+
+    def _send_new_config(self, component: str) -> None:
+        """What the pipeline has written to the leader's model (SkyReels V2 the size of its causal blocks)."""
+        if self._watches[component].has_new_config():
+            self.run_pending()
+            self._lanes.configure(component, self._watches[component].take_new_config())
 
     def _run_on_leader(self, call: ComponentCall, reason: str) -> Any:
         """Runs a call that no follower can; what is queued runs on the followers meanwhile."""

@@ -5,6 +5,7 @@ from typing import Any
 from diffusers import (
     ChronoEditPipeline,
     LucyEditPipeline,
+    SkyReelsV2DiffusionForcingPipeline,
     SkyReelsV2Pipeline,
     WanImageToVideoPipeline,
     WanPipeline,
@@ -91,6 +92,21 @@ def make_skyreels() -> TinyPipeline:
     return TinyPipeline(pipeline, {**both_prompts(), **SIZE, "guidance_scale": 5.0})
 
 
+def make_skyreels_forcing(**changes: Any) -> TinyPipeline:
+    """A noise level a frame."""
+    pipeline = SkyReelsV2DiffusionForcingPipeline(
+        tokenizer=None, text_encoder=None, vae=make_wan_vae(), scheduler=make_unipc_scheduler(),
+        transformer=make_transformer("SkyReelsV2Transformer3DModel"),
+    )  # fmt: skip
+    arguments = {**both_prompts(), "prompt": None, "height": 16, "width": 16, "num_frames": 13, "guidance_scale": 5.0}
+    return TinyPipeline(pipeline, {**arguments, "base_num_frames": 13, **changes})
+
+
+def make_skyreels_forcing_in_blocks() -> TinyPipeline:
+    """The pipeline writes the size of its blocks into the transformer's configuration."""
+    return make_skyreels_forcing(causal_block_size=2, ar_step=1)
+
+
 def make_chrono_edit() -> TinyPipeline:
     pipeline = ChronoEditPipeline(
         tokenizer=None, text_encoder=None, vae=make_wan_vae(), scheduler=make_flow_scheduler(),
@@ -117,6 +133,11 @@ CASES = (
     Case("WanVideoToVideoPipeline", "Wan", "branch", make_wan_video_to_video),
     Case("WanVACEPipeline", "Wan VACE", "branch", make_wan_vace, is_representative=True),
     Case("SkyReelsV2Pipeline", "SkyReels V2", "branch", make_skyreels),
+    Case("SkyReelsV2DiffusionForcingPipeline", "SkyReels V2", "branch", make_skyreels_forcing),
+    Case(
+        "SkyReelsV2DiffusionForcingPipeline in blocks", "SkyReels V2", "branch", make_skyreels_forcing_in_blocks,
+        is_representative=True,
+    ),
     Case("ChronoEditPipeline", "ChronoEdit", "branch", make_chrono_edit),
     Case("LucyEditPipeline", "Lucy", "branch", make_lucy_edit),
 )  # fmt: skip

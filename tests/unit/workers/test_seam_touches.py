@@ -225,6 +225,30 @@ def test_a_result_is_an_argument_of_the_next_call(attached: Attached) -> None:
     assert_same(on_lanes(attached, run)[0], expected)
 
 
+def test_a_call_that_waits_does_not_see_hooks_that_come_after_it(attached: Attached) -> None:
+    """A queued call runs elsewhere than on the module that has been changed meanwhile."""
+
+    def run(denoiser: torch.nn.Module) -> tuple[Any, ...]:
+        latents, prompt = video(4, frames=2), values(1, 7, 32)
+        before = predict(denoiser, latents, prompt)
+        hook = denoiser.blocks[0].register_forward_hook(lambda module, args, output: output * 2)
+        total = float(before.sum())
+        doubled = predict(denoiser, latents, prompt)
+        hook.remove()
+        queued = predict(denoiser, latents, values(1, 6, 32))
+        hook = denoiser.blocks[0].register_forward_hook(lambda module, args, output: output * 3)
+        beside = predict(denoiser, latents, prompt)
+        hook.remove()
+        return total, before, doubled, queued, beside
+
+    with torch.no_grad():
+        expected = run(attached.plain)
+    result, follower_calls = on_lanes(attached, run)
+    assert_same(result, expected)
+    assert not torch.equal(result[1], result[2])
+    assert follower_calls == 2
+
+
 def test_a_result_that_nobody_needs_costs_nothing(attached: Attached) -> None:
     def run(denoiser: Denoiser) -> None:
         predict(denoiser, video(4, frames=2), values(1, 7, 32))
