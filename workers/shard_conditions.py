@@ -21,6 +21,11 @@ BORROWED_MODULES: dict[str, tuple[str, ...]] = {
     "Transformer2DModel": ("transformer_blocks.0.norm1.emb",),
 }
 
+# Parameters that a pipeline reads past the model's call, where nothing gathers them: every rank keeps them whole.
+READ_DIRECTLY: dict[str, tuple[str, ...]] = {
+    "PriorTransformer": ("clip_mean", "clip_std"),  # post_process_latents, after the last step
+}
+
 _WRAPPER_PARTS = frozenset({"_fsdp_wrapped_module", "_orig_mod"})
 
 

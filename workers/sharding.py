@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 
 from workers.errors import WorkerError
-from workers.shard_conditions import BlockBoundaries, model_class_name, resolve_boundaries
+from workers.shard_conditions import READ_DIRECTLY, BlockBoundaries, model_class_name, resolve_boundaries
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,8 @@ class Sharding:
     Attributes:
         boundaries: the blocks, and which rule decided.
         num_shards: ranks that a parameter is split over.
-        whole: names of parameters that every rank keeps whole (scalars, and weights tied across blocks).
+        whole: names of parameters that every rank keeps whole (scalars, weights tied across blocks, and those that
+            pipelines read past the model's call).
     """
 
     boundaries: BlockBoundaries
@@ -185,12 +186,17 @@ def _lay_contiguous(module: nn.Module) -> None:
 
 
 def _parameters_kept_whole(module: nn.Module, block_names: Sequence[str]) -> dict[str, nn.Parameter]:
-    """Scalars, which FSDP2 refuses, and weights tied across blocks, which it would split into separate ones."""
+    """Scalars, which FSDP2 refuses, weights tied across blocks, which it would split, and what pipelines read."""
+    read_directly = READ_DIRECTLY.get(model_class_name(module), ())
     units: dict[nn.Parameter, set[str]] = {}
     named = list(module.named_parameters(remove_duplicate=False))
     for name, parameter in named:
         units.setdefault(parameter, set()).add(_unit_of(name, block_names))
-    return {name: parameter for name, parameter in named if parameter.ndim == 0 or len(units[parameter]) > 1}
+    return {
+        name: parameter
+        for name, parameter in named
+        if parameter.ndim == 0 or len(units[parameter]) > 1 or name in read_directly
+    }
 
 
 def _unit_of(parameter_name: str, block_names: Sequence[str]) -> str:

@@ -165,11 +165,8 @@ def make_joy_image_edit() -> TinyPipeline:
 
 
 CASES = (
-    Case("QwenImagePipeline", "Qwen-Image", "branch", make_qwen_image, is_representative=True),
-    Case(
-        "QwenImagePipeline without guidance", "Qwen-Image", "branch", make_qwen_image_unguided,
-        reason_not_halved="one branch",
-    ),
+    Case("QwenImagePipeline", "Qwen-Image", "branch", make_qwen_image),
+    Case("QwenImagePipeline without guidance", "Qwen-Image", "branch", make_qwen_image_unguided),
     Case("QwenImageEditPipeline", "Qwen-Image", "branch", make_qwen_image_edit),
     Case("QwenImage21Pipeline", "Qwen-Image 2.1", "branch", make_qwen_image_21),
     Case(
@@ -183,7 +180,6 @@ CASES = (
     Case("Lumina2Pipeline", "Lumina 2", "branch", make_lumina2),
     Case(
         "Lumina2Pipeline with guidance that stops", "Lumina 2", "branch", make_lumina2_stopping, is_representative=True,
-        reason_not_halved="one branch in the later steps",
     ),
     Case("JoyImageEditPipeline", "JoyImage", "branch", make_joy_image, is_representative=True),
     Case("JoyImageEditPipeline with a picture", "JoyImage", "branch", make_joy_image_edit),

@@ -118,10 +118,7 @@ class NoChecker:
 
 CASES = (
     Case("HunyuanVideoPipeline true CFG", "HunyuanVideo", "branch", make_hunyuan_video),
-    Case(
-        "HunyuanVideoPipeline", "HunyuanVideo", "none", make_hunyuan_video_embedded,
-        reason_not_halved="guidance is built into the model: one branch",
-    ),
+    Case("HunyuanVideoPipeline", "HunyuanVideo", "none", make_hunyuan_video_embedded),
     Case("Kandinsky5T2VPipeline", "Kandinsky 5", "branch", make_kandinsky5_video, is_representative=True),
     Case("Kandinsky6TI2VAPipeline", "Kandinsky 6", "branch", make_kandinsky6),
     Case("CosmosTextToWorldPipeline", "Cosmos", "branch", make_cosmos, is_representative=True),

@@ -126,8 +126,8 @@ def make_lucy_edit() -> TinyPipeline:
 
 CASES = (
     Case("WanPipeline", "Wan", "branch", make_wan),
-    Case("WanPipeline without guidance", "Wan", "branch", make_wan_unguided, reason_not_halved="one branch"),
-    Case("WanPipeline two transformers", "Wan 2.2", "branch", make_wan_two_transformers, is_representative=True),
+    Case("WanPipeline without guidance", "Wan", "branch", make_wan_unguided),
+    Case("WanPipeline two transformers", "Wan 2.2", "branch", make_wan_two_transformers),
     Case("WanPipeline expanded timesteps", "Wan 2.2", "branch", make_wan_expanded_timesteps),
     Case("WanImageToVideoPipeline", "Wan", "branch", make_wan_image_to_video),
     Case("WanVideoToVideoPipeline", "Wan", "branch", make_wan_video_to_video),

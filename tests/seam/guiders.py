@@ -62,7 +62,7 @@ def make_skip_layers() -> TinyPipeline:
     )
 
 
-def make_skip_layers_for_a_while() -> TinyPipeline:
+def make_skip_layers_in_some() -> TinyPipeline:
     """Guidance from the second step on, the skipped block until the third: one, two and three branches."""
     return make_hunyuan_video_15(
         SkipLayerGuidance(
@@ -137,25 +137,13 @@ def make_auto_guidance() -> TinyPipeline:
 
 CASES = (
     Case("HunyuanVideo15Pipeline", "HunyuanVideo 1.5", "guider", make_hunyuan_video_15),
-    Case(
-        "HunyuanVideo15Pipeline skip layers", "HunyuanVideo 1.5", "guider", make_skip_layers, is_representative=True,
-        reason_not_halved="three branches on two lanes take two rounds",
-    ),
-    Case(
-        "HunyuanVideo15Pipeline skip layers for a while", "HunyuanVideo 1.5", "guider", make_skip_layers_for_a_while,
-        reason_not_halved="one, two and three branches",
-    ),
+    Case("HunyuanVideo15Pipeline skip layers", "HunyuanVideo 1.5", "guider", make_skip_layers),
+    Case("HunyuanVideo15Pipeline skip layers in some steps", "HunyuanVideo 1.5", "guider", make_skip_layers_in_some),
     Case("HunyuanVideo15Pipeline projected", "HunyuanVideo 1.5", "guider", make_projected),
     Case("HunyuanVideo15Pipeline zero star", "HunyuanVideo 1.5", "guider", make_zero_star),
-    Case(
-        "HunyuanVideo15Pipeline guidance for a while", "HunyuanVideo 1.5", "guider", make_guidance_for_a_while,
-        reason_not_halved="one branch in some steps",
-    ),
+    Case("HunyuanVideo15Pipeline guidance for a while", "HunyuanVideo 1.5", "guider", make_guidance_for_a_while),
     Case("HunyuanImagePipeline", "HunyuanImage", "guider", make_hunyuan_image),
     Case("MotifVideoPipeline", "Motif", "guider", make_motif),
-    Case(
-        "HunyuanImagePipeline perturbed attention", "HunyuanImage", "guider", make_perturbed_attention,
-        reason_not_halved="three branches on two lanes take two rounds",
-    ),
+    Case("HunyuanImagePipeline perturbed attention", "HunyuanImage", "guider", make_perturbed_attention),
     Case("MotifVideoPipeline auto guidance", "Motif", "guider", make_auto_guidance, is_representative=True),
 )  # fmt: skip

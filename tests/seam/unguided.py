@@ -16,8 +16,6 @@ from tests.seam.basic import make_vae
 from tests.seam.branch_parts import make_flow_scheduler, make_flux2_vae, make_transformer
 from tests.seam.tiny import Case, TinyPipeline
 
-ONE_BRANCH = "one branch: guidance is built into the model"
-
 
 def make_flux_embedded() -> TinyPipeline:
     pipeline = FluxPipeline(
@@ -64,11 +62,8 @@ def make_latent_consistency() -> TinyPipeline:
 
 
 CASES = (
-    Case("FluxPipeline", "Flux", "none", make_flux_embedded, reason_not_halved=ONE_BRANCH),
-    Case("Flux2Pipeline", "Flux 2", "none", make_flux2, is_representative=True, reason_not_halved=ONE_BRANCH),
-    Case("SanaSprintPipeline", "Sana Sprint", "none", make_sana_sprint, reason_not_halved=ONE_BRANCH),
-    Case(
-        "LatentConsistencyModelPipeline", "Latent Consistency", "none", make_latent_consistency,
-        reason_not_halved=ONE_BRANCH,
-    ),
+    Case("FluxPipeline", "Flux", "none", make_flux_embedded),
+    Case("Flux2Pipeline", "Flux 2", "none", make_flux2, is_representative=True),
+    Case("SanaSprintPipeline", "Sana Sprint", "none", make_sana_sprint),
+    Case("LatentConsistencyModelPipeline", "Latent Consistency", "none", make_latent_consistency),
 )  # fmt: skip

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiTTransformer2DModel
+from diffusers import AutoencoderKL, DiTTransformer2DModel, PriorTransformer
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.dist.weights.tiny_models import find_model
 from tests.tiny_checkpoints import make_wan_transformer
 from workers.direct_load import load_component
 from workers.shard_conditions import BlockBoundaries, BoundaryRule
@@ -38,6 +39,7 @@ def all_cases(mesh: DeviceMesh, folder: str) -> dict[str, Any]:
             placed_shards,
             compiled_blocks,
             borrowed_part_of_a_block,
+            read_past_the_call,
         )
     }
 
@@ -263,3 +265,17 @@ class Blocks(nn.Module):
 
 def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def read_past_the_call(mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
+    """A prior's pipeline calls `post_process_latents` on the leader only, so nothing may be gathered in it."""
+    torch.manual_seed(0)
+    prior = PriorTransformer(**find_model("PriorTransformer").config).eval()
+    nn.init.normal_(prior.clip_mean)
+    nn.init.normal_(prior.clip_std)
+    latents = torch.ones(1, 24)
+    expected = prior.post_process_latents(latents)
+    whole = apply_sharding(prior, mesh=mesh).whole
+    if mesh.get_local_rank() != 0:
+        return {"equal": True, "whole": list(whole)}
+    return {"equal": torch.equal(prior.post_process_latents(latents), expected), "whole": list(whole)}

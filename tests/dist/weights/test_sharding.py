@@ -84,3 +84,8 @@ def test_compiled_blocks_stay_compiled_when_sharded(results: list[dict[str, Any]
 def test_part_of_a_block_that_is_called_past_it_is_gathered(results: list[dict[str, Any]]) -> None:
     for found in each(results, "borrowed_part_of_a_block"):
         assert found == {"equal": [True, True], "borrowed": ["transformer_blocks.0.norm1.emb"]}
+
+
+def test_what_a_pipeline_reads_past_the_call_is_whole_on_every_rank(results: list[dict[str, Any]]) -> None:
+    for found in each(results, "read_past_the_call"):
+        assert found == {"equal": True, "whole": ["clip_mean", "clip_std"]}
