@@ -16,14 +16,14 @@ from workers.calls import GenerateCall, GenerateResult, Progress
 from workers.errors import CallCancelledError, CallError, GroupDiedError, GroupStartError
 from workers.group import WorkerGroup
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(300)]
 LATENT = {**ARGUMENTS, "output_type": "latent"}
 
 
 @pytest.fixture(scope="module")
 def quad(tiny_wan: Path, ray_cluster: None) -> Iterator[WorkerGroup]:
     """Four ranks, two lanes of two that share their lane's tokens, for the tests that leave them alive."""
-    group = WorkerGroup.start(make_wan_plan(tiny_wan, num_ranks=4, cfg_degree=2, sequence_degree=2), timeout_s=180)
+    group = WorkerGroup.start(make_wan_plan(tiny_wan, num_ranks=4, cfg_degree=2, sequence_degree=2), timeout_s=240)
     yield group
     group.shutdown()
 
