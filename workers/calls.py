@@ -39,7 +39,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class RankStats:
-    """What one rank did in a call. `denoiser_rows` is calls times batch rows; bytes are since the group's start."""
+    """What one rank did in a call. `denoiser_rows` is calls times batch rows; bytes are since the group's start.
+
+    Every rank of a lane counts its lane's calls and rows, whatever share of their tokens or weights it has.
+    """
 
     world_rank: int
     denoiser_calls: int

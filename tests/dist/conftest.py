@@ -25,7 +25,7 @@ def start_group() -> Iterator[Callable[[Plan], WorkerGroup]]:
     groups: list[WorkerGroup] = []
 
     def start(plan: Plan) -> WorkerGroup:
-        groups.append(WorkerGroup.start(plan, timeout_s=90))
+        groups.append(WorkerGroup.start(plan, timeout_s=180))
         return groups[-1]
 
     yield start
