@@ -52,7 +52,7 @@ def lane_layout(plan: Plan) -> LaneLayout:
     """The lanes of a plan; shards that span lanes make every lane take part in every call."""
     group = plan.group
     layout = LaneLayout(num_ranks=group.num_ranks, num_lanes=group.cfg_degree)
-    spans = group.fsdp_degree > layout.lane_size
+    spans = layout.lane_size % group.fsdp_degree != 0  # larger than a lane, or across the border of two
     return LaneLayout(num_ranks=group.num_ranks, num_lanes=group.cfg_degree, all_take_part=spans)
 
 

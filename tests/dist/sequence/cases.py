@@ -1,4 +1,4 @@
-"""Every class with a context parallel plan in diffusers: lengths that two ranks divide evenly, and lengths they don't."""
+"""Every class with a context parallel plan in diffusers, with lengths that two ranks divide evenly, and others."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,6 +72,13 @@ def qwen(height: int, width: int, text: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def qwen_edit(height: int, width: int, text: int) -> dict[str, Any]:
+    """A picture to edit behind the noisy one, at timestep zero (Qwen-Image-Edit)."""
+    noisy = (1, height, width)
+    inputs = {**qwen(height, width, text), "img_shapes": [[noisy, (1, 2, width)]]}
+    return {**inputs, "hidden_states": values(1, (height + 2) * width, 16)}
+
+
 def ltx(height: int, width: int, text: int) -> dict[str, Any]:
     return {
         "hidden_states": values(1, height * width, 4), "encoder_hidden_states": values(1, text, 24),
@@ -118,6 +125,17 @@ def model(class_name: str, **changes: Any) -> TinyModel:
     )
 
 
+def twice(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A batch of two different rows, as pipelines make it that put both branches of guidance into one call."""
+
+    def double(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or value.shape[0] != 1:
+            return value
+        return torch.cat([value, value * 0.5 if value.is_floating_point() else torch.ones_like(value)])
+
+    return {name: double(value) for name, value in inputs.items()}
+
+
 MINIMAX = TinyModel(
     "diffusers", "MiniMaxH3Transformer3DModel",
     {
@@ -141,6 +159,10 @@ CASES = (
     ),
     SequenceCase(model("QwenImageTransformer2DModel"), "", lambda: qwen(4, 4, 8), lambda: qwen(3, 5, 7), quick=True),
     SequenceCase(
+        model("QwenImageTransformer2DModel", zero_cond_t=True), "clean picture beside",
+        lambda: qwen_edit(4, 4, 8), lambda: qwen_edit(3, 5, 7),
+    ),
+    SequenceCase(
         model("FluxTransformer2DModel"), "", lambda: flux(16, 8), lambda: flux(15, 7), quick=True
     ),
     SequenceCase(model("Flux2Transformer2DModel"), "", lambda: flux2(16, 8), lambda: flux2(15, 7)),
@@ -151,6 +173,16 @@ CASES = (
     ),
     SequenceCase(
         model("HeliosTransformer3DModel"), "", wan_inputs, lambda: wan_inputs(hidden_states=video(4, size=6))
+    ),
+    SequenceCase(
+        model("WanTransformer3DModel"), "two rows", lambda: twice(wan_inputs()),
+        lambda: twice(wan_inputs(hidden_states=video(4, size=6))),
+    ),
+    SequenceCase(
+        model("FluxTransformer2DModel"), "two rows", lambda: twice(flux(16, 8)), lambda: twice(flux(15, 7))
+    ),
+    SequenceCase(
+        model("LTXVideoTransformer3DModel"), "two rows", lambda: twice(ltx(4, 4, 8)), lambda: twice(ltx(3, 5, 7))
     ),
     SequenceCase(MINIMAX, "", lambda: minimax(8, 4, 8), lambda: minimax(9, 5, 7)),
 )  # fmt: skip

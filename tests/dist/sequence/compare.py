@@ -90,7 +90,8 @@ def call_too_short(mesh: DeviceMesh, name: str) -> dict[str, Any]:
     with torch.no_grad():
         expected = leaves(module(**copy.deepcopy(inputs)))
         apply_sequence(module, config=make_config(mesh))
-        short = {**inputs, "encoder_hidden_states": inputs["encoder_hidden_states"][:, :1], "txt_ids": torch.zeros(1, 3)}
+        prompt = inputs["encoder_hidden_states"][:, :1]
+        short = {**inputs, "encoder_hidden_states": prompt, "txt_ids": torch.zeros(1, 3)}
         try:
             module(**short)
             text = ""

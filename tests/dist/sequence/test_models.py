@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from planner.tables import find_model
+from planner.tables import find_model, model_names
 from tests.dist.sequence.cases import CASES, find_case
 from tests.dist.sequence.compare import TOLERANCE, call_too_short, compare_placements
 from tests.dist.sequence.matrix import run_matrix, table_in_page, table_of
@@ -58,10 +58,9 @@ def test_table_in_the_docs_is_this_one(results: Results) -> None:
 
 
 def test_cases_cover_every_class_that_the_planner_lets_through() -> None:
-    from planner.tables import model_names
-
-    declared = {name for name in model_names("diffusers") if (m := find_model("diffusers", name)) and m.context_parallel}
-    assert {case.model.class_name for case in CASES} == declared
+    declared = {name: find_model("diffusers", name) for name in model_names("diffusers")}
+    with_plan = {name for name, model in declared.items() if model is not None and model.context_parallel}
+    assert {case.model.class_name for case in CASES} == with_plan
 
 
 @pytest.mark.full
