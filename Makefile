@@ -38,3 +38,4 @@ test-all: setup  ## every matrix in full
 
 bench: setup  ## what can be measured without a GPU; figures are kept in benchmarks/results
 	$(RUN) -m benchmarks.seam_cost
+	$(RUN) -m benchmarks.cfg_on_cpu

@@ -38,10 +38,14 @@ def keep(name: str, rows: list[dict[str, Any]], *, folder: Path | None = None) -
         "rows": rows,
     }
     (target / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    columns = list(rows[0])
+    columns = list(dict.fromkeys(column for row in rows for column in row))
     print(" | ".join(columns))
     for row in rows:
-        print(" | ".join(f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in columns))
+        print(" | ".join(_cell(row.get(column, "")) for column in columns))
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _commit() -> str:

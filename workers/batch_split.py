@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from workers.component_call import ComponentCall, num_batch_rows
-from workers.encoding import tensor_layout
 
 MAX_RELATIVE_ERROR = {torch.float32: 1e-3, torch.float64: 1e-6}
 """Norm of the difference over the norm of the result. Kernels choose other summation orders for other batch sizes."""
@@ -137,7 +136,8 @@ def _distinct_plans(call: ComponentCall, num_parts: int) -> Iterator[CutPlan]:
     seen = set()
     for plan in _all_plans(_keys_beside_the_batch(call)):
         first = split_call(call, num_parts, plan)[0]
-        effect = repr((first.tree, [tensor_layout(tensor) for tensor in first.tensors]))
+        assert first.flat is not None
+        effect = first.signature(), tuple(first.flat.floats)
         if effect not in seen:
             seen.add(effect)
             yield plan

@@ -2,46 +2,64 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from workers.encoding import Tree, decode_tree, encode_tree, tensor_layout
+from workers.encoding import Flat, Tree, UnencodableError, decode_tree, encode_tree, flatten
 
 
 @dataclass(frozen=True, slots=True)
 class CacheContext:
-    """Arguments of the `cache_context` that a pipeline opened around a call; step caches key their state by it."""
+    """Arguments of the `cache_context` that a pipeline opened around a call; step caches key their state by it.
+
+    No part of a call's signature: some pipelines name each step's context anew.
+    """
 
     name: str
     options: dict[str, Any]
 
+    def encode(self) -> Tree:
+        """As plain JSON; raises `UnencodableError` if an option cannot leave this rank."""
+        tensors: list[torch.Tensor] = []
+        tree = encode_tree((self.name, self.options), tensors)
+        if tensors:
+            raise UnencodableError("a cache context with tensors cannot be sent to another rank")
+        return tree
+
 
 @dataclass(slots=True)
 class ComponentCall:
-    """A call that can run on any rank: its arguments, and the same encoded for a message."""
+    """A call that can run on any rank: its arguments, and the same taken apart for a message."""
 
     component: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     context: CacheContext | None
-    tree: Tree = None
-    tensors: list[torch.Tensor] = field(default_factory=list)
+    flat: Flat | None = None
+    context_tree: Tree = None
 
     def encode(self) -> None:
-        """Fills `tree` and `tensors`; raises `UnencodableError` if the call cannot leave this rank."""
-        context = None if self.context is None else [self.context.name, self.context.options]
-        self.tree = encode_tree([self.args, self.kwargs, context], self.tensors)
+        """Fills `flat` and `context_tree`; raises `UnencodableError` if the call cannot leave this rank."""
+        self.context_tree = None if self.context is None else self.context.encode()
+        self.flat = flatten((self.args, self.kwargs))
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The tensors among the arguments; none before `encode`."""
+        return [] if self.flat is None else self.flat.tensors
 
     def fresh(self) -> "ComponentCall":
         """The encoded call with containers of its own: some models empty the lists that they are given."""
-        args, kwargs, _ = decode_tree(self.tree, self.tensors)
-        return ComponentCall(self.component, args, kwargs, self.context, self.tree, self.tensors)
+        assert self.flat is not None, "encode comes first"
+        args, kwargs = decode_tree(self.flat.structure.tree, self.flat.tensors, self.flat.floats)
+        return ComponentCall(self.component, args, kwargs, self.context, self.flat, self.context_tree)
 
     def signature(self) -> str:
-        """Names everything that decides the structure of the result: all but tensors' values and floats."""
-        return repr((self.component, _without_floats(self.tree[:3]), [tensor_layout(t) for t in self.tensors]))
+        """Names everything that decides the structure of the result: all but tensors' values, floats and context."""
+        assert self.flat is not None, "encode comes first"
+        return f"{self.component}:{self.flat.structure.name}"
 
     @property
     def num_rows(self) -> int:
@@ -100,9 +118,3 @@ def _open_context(module: torch.nn.Module, context: CacheContext | None) -> Any:
         return nullcontext()
     model_class: Any = type(module)  # not the instance: there the seam's recorder stands in its place
     return model_class.cache_context(module, context.name, **context.options)
-
-
-def _without_floats(tree: Tree) -> Tree:
-    if isinstance(tree, float):
-        return "float"
-    return [_without_floats(item) for item in tree] if isinstance(tree, list) else tree

@@ -1,5 +1,6 @@
 """A follower's loop: gets messages from the leader, runs component calls, answers."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,9 +8,9 @@ from typing import Any
 import torch
 
 from workers.component_call import CacheContext, ComponentCall, LocalComponent
-from workers.encoding import decode_tree, encode_tree
+from workers.encoding import decode_tree, flatten
 from workers.lanes import describe_error
-from workers.link import Link
+from workers.link import Link, Received
 
 logger = logging.getLogger(__name__)
 SEND_TIMEOUT_S = 600.0
@@ -21,55 +22,48 @@ def follow(link: Link, *, components: Mapping[str, LocalComponent], extra_stats:
     Idle time has no limit: a deadline starts with a message. A call that fails is answered with the error, and the
     loop goes on.
     """
-    with torch.no_grad():
+    with torch.no_grad(), contextlib.closing(link.wire):  # whatever ends the loop, the leader sees it at once
         while True:
-            header, tensors = link.receive(timeout_s=None)
-            match header["op"]:
+            message = link.receive(timeout_s=None)
+            match message.header["op"]:
                 case "call":
-                    _run_call(link, header, tensors, components)
+                    _run_call(link, message, components)
                 case "start":
                     link.forget()
                     for component in components.values():
                         component.start_request()
                 case "configure":
-                    module: Any = components[header["component"]].module
-                    module.register_to_config(**decode_tree(header["tree"], tensors))
+                    module: Any = components[message.header["component"]].module
+                    module.register_to_config(**message.value)
                 case "stats":
                     counts = {
                         "denoiser_calls": sum(component.num_calls for component in components.values()),
                         "denoiser_rows": sum(component.num_rows for component in components.values()),
                         **extra_stats(),
                     }
-                    link.send({"op": "stats", "stats": counts}, [], timeout_s=SEND_TIMEOUT_S)
+                    link.send({"op": "stats", "stats": counts}, timeout_s=SEND_TIMEOUT_S)
                 case "bye":
                     return
 
 
-def _run_call(
-    link: Link, header: dict[str, Any], tensors: list[torch.Tensor], components: Mapping[str, LocalComponent]
-) -> None:
+def _run_call(link: Link, message: Received, components: Mapping[str, LocalComponent]) -> None:
+    header, tensors = message.header, message.tensors
     call_id, name, wants = header["id"], header["component"], header["wants"]
-    outputs: list[torch.Tensor] = []
+    reply, output = {"op": "done", "id": call_id}, None
     try:
-        args, kwargs, context = decode_tree(header["tree"], tensors)
-        call = ComponentCall(name, args, kwargs, None if context is None else CacheContext(*context))
+        args, kwargs = message.value
+        context = None if header["context"] is None else CacheContext(*decode_tree(header["context"], []))
+        call = ComponentCall(name, args, kwargs, context)
         if wants == "nothing":
             components[name].run_and_drop(call)
-            reply = {"op": "done", "id": call_id}
         else:
             versions = [tensor._version for tensor in tensors]
-            reply, outputs = _encode_reply(call_id, components[name].run(call), wants)
+            result = components[name].run(call)
             if versions != [tensor._version for tensor in tensors]:
                 raise RuntimeError("the model wrote to its arguments, which other ranks still hold unchanged")
+            if wants == "result":
+                reply, output = {"op": "result", "id": call_id}, flatten(result)
     except Exception as error:  # whatever a model raises is the call's answer, not this rank's end
         logger.warning("call %d of %s failed: %s", call_id, name, type(error).__name__)
-        reply, outputs = describe_error(error, component=name, call_id=call_id), []
-    link.send(reply, outputs, timeout_s=SEND_TIMEOUT_S)
-
-
-def _encode_reply(call_id: int, result: Any, wants: str) -> tuple[dict[str, Any], list[torch.Tensor]]:
-    if wants != "result":
-        return {"op": "done", "id": call_id}, []
-    outputs: list[torch.Tensor] = []
-    tree = encode_tree(result, outputs)
-    return {"op": "result", "id": call_id, "tree": tree}, outputs
+        reply, output = describe_error(error, component=name, call_id=call_id), None
+    link.send(reply, output, timeout_s=SEND_TIMEOUT_S)

@@ -22,6 +22,7 @@ from workers.rank_actor import RankActor
 
 logger = logging.getLogger(__name__)
 _PING_TIMEOUT_S = 10.0
+RANK_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 
 
 class WorkerGroup:
@@ -158,7 +159,7 @@ class WorkerGroup:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     placement, placement_group_bundle_index=first_bundle + world_rank
                 ),
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(num_threads)}},
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(num_threads), **RANK_ENVIRONMENT}},
             )
             self._ranks.append(actor.remote(self.plan.model_dump_json(), world_rank, num_threads))
 

@@ -9,13 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from workers.call_watch import CallWatch
 from workers.component_call import ComponentCall, LocalComponent
-from workers.encoding import UnencodableError, decode_tree, encode_tree
-from workers.errors import CallError, DeadlineExceededError, GroupDiedError
-from workers.link import Link
+from workers.encoding import UnencodableError, flatten
+from workers.errors import CallError, GroupDiedError
+from workers.link import Link, Received
 from workers.wire import Wire
 
 FAILURE_GRACE_S = 30.0
@@ -117,7 +115,7 @@ class Lanes:
         for local in self.local.values():
             local.start_request()
         for link in self._links.values():
-            link.send({"op": "start"}, [], timeout_s=self._call_timeout_s)
+            link.send({"op": "start"}, timeout_s=self._call_timeout_s)
             link.forget()
 
     def configure(self, component: str, config: dict[str, Any]) -> None:
@@ -126,30 +124,30 @@ class Lanes:
         Raises:
             CallError: the entries are more than plain data.
         """
-        tensors: list[torch.Tensor] = []
         try:
-            tree = encode_tree(config, tensors)
+            entries = flatten(config)
         except UnencodableError as error:
             raise CallError(f"{component}: its new configuration stays on the leader: {error}") from error
         for link in self._links.values():
-            link.send(
-                {"op": "configure", "component": component, "tree": tree}, tensors, timeout_s=self._call_timeout_s
-            )
+            link.send({"op": "configure", "component": component}, entries, timeout_s=self._call_timeout_s)
 
     def stats(self) -> dict[int, dict[str, int]]:
         """Counts of each follower since `start_request`, by world rank."""
         counts = {}
         for world_rank, link in self._links.items():
-            link.send({"op": "stats"}, [], timeout_s=self._call_timeout_s)
-            counts[world_rank] = dict(self._receive(world_rank)[0]["stats"])
+            link.send({"op": "stats"}, timeout_s=self._call_timeout_s)
+            header = self._receive(world_rank).header
+            if header["op"] != "stats":
+                raise self._out_of_step(world_rank, header)
+            counts[world_rank] = dict(header["stats"])
         return counts
 
     def close(self) -> None:
         """Tells the followers to leave; safe on a broken group."""
         self._watch.close()
         for link in self._links.values():
-            with contextlib.suppress(GroupDiedError, DeadlineExceededError):
-                link.send({"op": "bye"}, [], timeout_s=1.0)
+            with contextlib.suppress(GroupDiedError):
+                link.send({"op": "bye"}, timeout_s=1.0)
             link.wire.close()
 
     def _send(self, calls: Sequence[ComponentCall | None]) -> list[int]:
@@ -164,8 +162,14 @@ class Lanes:
             call = calls[0] if is_dummy else calls[lane]
             assert call is not None, "only the leader's lane, where it is one rank, can be spared"
             wants = "nothing" if is_dummy else ("result" if self.layout.answers(world_rank) else "done")
-            header = {"op": "call", "id": self._next_id, "component": call.component, "tree": call.tree, "wants": wants}
-            link.send(header, call.tensors, timeout_s=self._call_timeout_s)
+            header = {
+                "op": "call",
+                "id": self._next_id,
+                "component": call.component,
+                "context": call.context_tree,
+                "wants": wants,
+            }
+            link.send(header, call.flat, timeout_s=self._call_timeout_s)
             involved.append(world_rank)
         return involved
 
@@ -186,6 +190,8 @@ class Lanes:
             ready = self._wait_readable(deadlines)
             late = sorted(rank for rank, deadline in deadlines.items() if deadline <= time.monotonic())
             if late and not ready:
+                for world_rank in late:
+                    self._links[world_rank].wire.close()  # an answer that still comes would be taken for the next one
                 raise _missing(late, time.monotonic() - start, error)
             for world_rank in ready:
                 del deadlines[world_rank]
@@ -212,22 +218,25 @@ class Lanes:
         return [by_descriptor[descriptor] for descriptor, _ in poll.poll(math.ceil(left_s * 1000))]
 
     def _collect(self, world_rank: int, results: list[Any]) -> None:
-        header, tensors = self._receive(world_rank)
+        reply = self._receive(world_rank)
+        header = reply.header
+        if header.get("id") != self._next_id:
+            raise self._out_of_step(world_rank, header)
         if header["op"] == "error":
             raise CallError(
                 f"{header['type']} in {header['component']} on rank {world_rank}: {header['message']}\n"
                 f"{header['traceback']}"
             )
-        if header["id"] != self._next_id:
-            raise GroupDiedError(f"rank {world_rank} answered call {header['id']} instead of {self._next_id}")
         if header["op"] == "result":
-            results[self.layout.lane_of(world_rank)] = decode_tree(header["tree"], tensors)
+            results[self.layout.lane_of(world_rank)] = reply.value
 
-    def _receive(self, world_rank: int) -> tuple[dict[str, Any], list[torch.Tensor]]:
-        try:
-            return self._links[world_rank].receive(timeout_s=self._call_timeout_s)
-        except DeadlineExceededError as error:
-            raise GroupDiedError(f"rank {world_rank} did not answer within {self._call_timeout_s:g} s") from error
+    def _receive(self, world_rank: int) -> Received:
+        return self._links[world_rank].receive(timeout_s=self._call_timeout_s)
+
+    def _out_of_step(self, world_rank: int, header: Mapping[str, Any]) -> GroupDiedError:
+        self._links[world_rank].wire.close()
+        answer = f"{header.get('op')} {header.get('id')}"
+        return GroupDiedError(f"rank {world_rank} is out of step: it answered {answer} after call {self._next_id}")
 
 
 def _missing(ranks: Sequence[int], seconds: float, error: Exception | None) -> GroupDiedError:

@@ -10,9 +10,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from workers.encoding import dim_order, empty_like_layout, tensor_bytes, tensor_layout
+from workers.encoding import Flat, Tree, decode_tree, dim_order, empty_like_layout, memory_of, tensor_bytes
+from workers.errors import GroupDiedError
+from workers.structure_memory import ReceivedStructures, SentStructures
 from workers.tensor_memory import SentTensors
 from workers.wire import Buffer, Header, Wire
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +34,21 @@ class TensorRoute:
     peer_rank: int
 
 
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message: its header, the value that came with it, and the tensors in the value."""
+
+    header: Header
+    value: Any
+    tensors: list[torch.Tensor]
+
+
 @dataclass(slots=True)
 class Link:
     """One end of the connection between the leader and a follower.
 
-    `sent` is None on a follower: results differ in each call, remembering them would only hold memory.
+    A structure that the peer has had is named by a number, and so is a tensor that it has unchanged. `sent` is None on
+    a follower: results differ in each call, remembering them would only hold memory.
     """
 
     wire: Wire
@@ -42,39 +56,42 @@ class Link:
     sent: SentTensors | None = None
     received: dict[int, torch.Tensor] = field(default_factory=dict)
     sent_bytes: int = 0
+    _sent_structures: SentStructures = field(default_factory=SentStructures)
+    _received_structures: ReceivedStructures = field(default_factory=ReceivedStructures)
 
-    def send(self, header: Header, tensors: list[torch.Tensor], *, timeout_s: float | None) -> None:
-        """Sends `header` with `tensors`; one that the peer still has unchanged costs a slot number only."""
-        entries: list[list[Any]] = []
-        on_wire: list[torch.Tensor] = []
-        on_device: list[torch.Tensor] = []
-        for tensor in tensors:
-            slot = None if self.sent is None else self.sent.find(tensor)
-            if slot is not None:
-                entries.append([slot])
-                continue
-            new_slot = None if self.sent is None else self.sent.remember(tensor)
-            entries.append([new_slot, *tensor_layout(tensor)])
-            (on_device if self._by_group(tensor.device.type) else on_wire).append(tensor)
-        buffers = [tensor_bytes(tensor) for tensor in on_wire]
-        self.wire.send({**header, "tensors": entries}, buffers, timeout_s=timeout_s)
-        for tensor in on_device:
-            dist.send(_dense(tensor), dst=self.route.peer_rank, group=self.route.group)
-        self.sent_bytes += sum(tensor.nbytes for tensor in (*on_wire, *on_device))
+    def send(self, header: Header, value: Flat | None = None, *, timeout_s: float | None) -> None:
+        """Sends `header` with a value; a tensor that the peer still has unchanged costs a slot number only."""
+        if value is None:
+            self.wire.send(header, timeout_s=timeout_s)
+            return
+        try:
+            self._send_value(header, value, timeout_s)
+        except Exception as error:  # what the memories note as sent must have been sent
+            raise self._end(error, "sent") from error
 
-    def receive(self, *, timeout_s: float | None) -> tuple[Header, list[torch.Tensor]]:
+    def receive(self, *, timeout_s: float | None) -> Received:
         """Receives what `send` sent. `timeout_s=None` waits for ever."""
         arrivals: list[_Arrival] = []
+        tree: Tree = None
+        floats: list[float] = []
 
-        def make_buffers(header: Header, lengths: list[int]) -> list[Buffer]:
-            arrivals.extend(self._arrival(entry) for entry in header["tensors"])
-            buffers = [arrival.buffer for arrival in arrivals if arrival.buffer is not None]
-            if [buffer.nbytes for buffer in buffers] != lengths:
-                raise ValueError(f"{self.wire.peer} sent buffers of {lengths} bytes that do not match their tensors")
-            return list(buffers)
+        def make_buffers(header: Header, _: list[int]) -> list[Buffer]:
+            nonlocal tree, floats
+            if "value" not in header:
+                return []
+            entry, floats, slots, changed = header["value"]
+            tree, layouts = self._received_structures.look_up(entry)
+            arrivals.extend(_Arrival(slot) for slot, _ in zip(slots, layouts, strict=True))
+            for index in changed:
+                arrivals[index] = self._arrival(slots[index], layouts[index])
+            return [arrival.buffer for arrival in arrivals if arrival.buffer is not None]
 
         header = self.wire.receive(make_buffers, timeout_s=timeout_s)
-        return header, [self._finish(arrival) for arrival in arrivals]
+        try:
+            tensors = [self._finish(arrival) for arrival in arrivals]
+            return Received(header, decode_tree(tree, tensors, floats), tensors)
+        except Exception as error:
+            raise self._end(error, "received") from error
 
     def forget(self) -> None:
         """Drops all remembered tensors of both directions; both ends must do it at the same message."""
@@ -85,36 +102,60 @@ class Link:
     def _by_group(self, device_type: str) -> bool:
         return device_type != "cpu" and self.route.group is not None
 
-    def _arrival(self, entry: list[Any]) -> "_Arrival":
-        slot, *layout = entry
-        if not layout:
-            return _Arrival(slot=slot, layout=None, dense=None, tensor=self.received[slot], buffer=None)
+    def _send_value(self, header: Header, value: Flat, timeout_s: float | None) -> None:
+        slots: list[int | None] = []
+        changed: list[int] = []
+        for index, tensor in enumerate(value.tensors):
+            slot, is_known = (None, False) if self.sent is None else self.sent.place(tensor)
+            slots.append(slot)
+            if not is_known:
+                changed.append(index)
+        tensors = [value.tensors[index] for index in changed]
+        on_wire = [tensor for tensor in tensors if not self._by_group(tensor.device.type)]
+        message = [self._sent_structures.entry(value.structure), value.floats, slots, changed]
+        self.wire.send({**header, "value": message}, [tensor_bytes(tensor) for tensor in on_wire], timeout_s=timeout_s)
+        for tensor in tensors:
+            if self._by_group(tensor.device.type):
+                dist.send(_dense(tensor), dst=self.route.peer_rank, group=self.route.group)
+        self.sent_bytes += sum(tensor.nbytes for tensor in tensors)
+
+    def _arrival(self, slot: int | None, layout: list[Any]) -> "_Arrival":
         by_group = self._by_group(layout[2])
-        device = self.route.device if by_group else torch.device("cpu")
+        device = self.route.device if by_group else _CPU
         dense, tensor = empty_like_layout(layout, device=device)
-        buffer = None if by_group else memoryview(dense.reshape(-1).view(torch.uint8).numpy().data)
-        return _Arrival(slot=slot, layout=layout, dense=dense, tensor=tensor, buffer=buffer)
+        buffer = None if by_group else memory_of(dense)
+        return _Arrival(slot, layout, tensor, dense, buffer)
 
     def _finish(self, arrival: "_Arrival") -> torch.Tensor:
-        if arrival.layout is None:
-            return arrival.tensor
-        if arrival.buffer is None and arrival.dense is not None:
-            dist.recv(arrival.dense, src=self.route.peer_rank, group=self.route.group)
+        """In the order of the message: a tensor that comes twice in it is named by its slot the second time."""
+        if arrival.layout is None or arrival.tensor is None or arrival.dense is None:
+            return self.received[arrival.slot]  # type: ignore[index]
         tensor = arrival.tensor
+        if arrival.buffer is None:
+            dist.recv(arrival.dense, src=self.route.peer_rank, group=self.route.group)
         if arrival.layout[2] != "cpu" and tensor.device != self.route.device:
             tensor = tensor.to(self.route.device)
         if arrival.slot is not None:
             self.received[arrival.slot] = tensor
         return tensor
 
+    def _end(self, error: Exception, what: str) -> GroupDiedError:
+        """After a tensor that did not cross the two ends no longer agree: the group cannot go on."""
+        self.wire.close()
+        if isinstance(error, GroupDiedError):
+            return error
+        return GroupDiedError(f"a tensor could not be {what} ({self.wire.peer}): {error!r}")
 
-@dataclass(slots=True)
+
+@dataclass(frozen=True, slots=True)
 class _Arrival:
+    """A tensor on its way. `layout` is None for one that is here already, `buffer` for one that comes by the group."""
+
     slot: int | None
-    layout: list[Any] | None
-    dense: torch.Tensor | None
-    tensor: torch.Tensor
-    buffer: memoryview | None
+    layout: list[Any] | None = None
+    tensor: torch.Tensor | None = None
+    dense: torch.Tensor | None = None
+    buffer: memoryview | None = None
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:

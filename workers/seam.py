@@ -17,13 +17,16 @@ import torch
 from workers.batch_split import CutPlan, cut_plans, is_close, join_results, split_call
 from workers.component_call import CacheContext, ComponentCall
 from workers.deferred import DeferredScope, DeferredTensor, has_pending, wait_all
-from workers.encoding import Tree, UnencodableError, decode_tree, encode_tree
+from workers.encoding import Flat, Tree, UnencodableError, decode_tree, flatten
 from workers.errors import CallError
 from workers.lanes import Lanes
 from workers.module_watch import ModuleWatch
+from workers.recently_used import RecentlyUsed
 from workers.step_profile import StepProfile
 
 logger = logging.getLogger(__name__)
+MAX_SIGNATURES = 256
+"""What is known of a signature that has not been used for so many others is learnt again: one serial call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,22 @@ class OutputSpec:
     tree: Tree
     metas: tuple[torch.Tensor, ...]
     device: torch.device
+    floats: list[float]
+
+    def matches(self, result: Flat) -> bool:
+        """Whether this is the result that was expected, so that tensors can go to their places."""
+        return (
+            result.structure.tree == self.tree
+            and result.floats == self.floats
+            and all(
+                tensor.shape == meta.shape and tensor.dtype == meta.dtype
+                for tensor, meta in zip(result.tensors, self.metas, strict=True)
+            )
+        )
+
+    def rebuild(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """A result of this structure that holds `tensors`."""
+        return decode_tree(self.tree, tensors, self.floats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +88,12 @@ class Seam:
         self._before_call = before_call
         self._queue: list[_Queued] = []
         self._scope: DeferredScope | None = None
-        self._specs: dict[str, OutputSpec | None] = {}
+        self._specs: RecentlyUsed[str, OutputSpec | None] = RecentlyUsed(MAX_SIGNATURES)
         self._contexts: dict[str, CacheContext] = {}
         self._watches: dict[str, ModuleWatch] = {}
         self._is_running = False
         self._profile = StepProfile()
-        self._plans: dict[str, CutPlan | None] = {}
+        self._plans: RecentlyUsed[str, CutPlan | None] = RecentlyUsed(MAX_SIGNATURES)
         self.counts = SeamCounts()
 
     def attach(self, name: str, module: torch.nn.Module) -> None:
@@ -204,9 +223,9 @@ class Seam:
         self._queue.append(_Queued(call, parts, spec, leaves))
         if sum(len(queued.parts) for queued in self._queue) < self._lanes.num_lanes:
             scope.open(call.tensors)
-            return decode_tree(spec.tree, list(leaves))
+            return spec.rebuild(leaves)
         self.run_pending()
-        return decode_tree(spec.tree, [leaf.wait() for leaf in leaves])
+        return spec.rebuild([leaf.wait() for leaf in leaves])
 
     def _fits(self, parts: list[ComponentCall]) -> bool:
         """Whether `parts` can run beside the queue: a lane each, and one component where shards span the lanes."""
@@ -249,35 +268,31 @@ class Seam:
             self._is_running = False
 
     def _fill(self, queued: _Queued, result: Any) -> None:
-        tensors: list[torch.Tensor] = []
-        if encode_tree(result, tensors) != queued.spec.tree or any(
-            tensor.shape != meta.shape or tensor.dtype != meta.dtype
-            for tensor, meta in zip(tensors, queued.spec.metas, strict=True)
-        ):
+        flat = flatten(result)
+        if not queued.spec.matches(flat):
             self._specs[queued.call.signature()] = None
             raise CallError(
                 f"{queued.call.component} returned another structure than for the same arguments before; "
                 "its calls run serially from now on: send the request again"
             )
-        for leaf, tensor in zip(queued.leaves, tensors, strict=True):
+        for leaf, tensor in zip(queued.leaves, flat.tensors, strict=True):
             leaf.fill(tensor)
 
 
 def _joined(results: list[Any], spec: OutputSpec) -> Any:
     """The result of a call from those of its parts; of a call that was not cut, its result."""
-    return results[0] if len(results) == 1 else join_results(results, like=decode_tree(spec.tree, list(spec.metas)))
+    return results[0] if len(results) == 1 else join_results(results, like=spec.rebuild(spec.metas))
 
 
 def _spec_of(result: Any) -> OutputSpec | None:
-    tensors: list[torch.Tensor] = []
     try:
-        tree = encode_tree(result, tensors)
+        flat = flatten(result)
     except UnencodableError:
         return None
-    if not tensors:
+    if not flat.tensors:
         return None
-    metas = tuple(torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for t in tensors)
-    return OutputSpec(tree, metas, tensors[0].device)
+    metas = tuple(torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for t in flat.tensors)
+    return OutputSpec(flat.structure.tree, metas, flat.tensors[0].device, flat.floats)
 
 
 def _serial_reason(writes: bool) -> str:

@@ -32,29 +32,29 @@ class SentTensors:
         self._free = list(range(num_slots))
         self._num_bytes = 0
 
-    def find(self, tensor: torch.Tensor) -> int | None:
-        """The slot in which the peer has this very tensor, unchanged; None if it must be sent."""
-        if not _can_remember(tensor):
-            return None
-        entry = self._entries.get(_key(tensor))
-        if entry is None:
-            return None
-        if entry.version != tensor._version:
-            self._drop(_key(tensor))
-            return None
-        self._entries.move_to_end(_key(tensor))
-        return entry.slot
+    def place(self, tensor: torch.Tensor) -> tuple[int | None, bool]:
+        """Where the peer has, or is about to have, this tensor.
 
-    def remember(self, tensor: torch.Tensor) -> int | None:
-        """Takes a slot for a tensor that is about to be sent; None if it is not worth one."""
-        if not _can_remember(tensor):
-            return None
-        while not self._free or self._num_bytes + tensor.nbytes > MAX_REMEMBERED_BYTES:
+        Returns:
+            Its slot, and whether the peer has it there unchanged; if not, it must be sent, and is remembered. No slot
+            if it is not worth one.
+        """
+        num_bytes = tensor.nbytes
+        if not MIN_REMEMBERED_BYTES <= num_bytes <= MAX_REMEMBERED_BYTES or tensor.is_inference():
+            return None, False
+        key = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+        entry = self._entries.get(key)
+        if entry is not None and entry.version == tensor._version:
+            self._entries.move_to_end(key)
+            return entry.slot, True
+        if entry is not None:
+            self._drop(key)
+        while not self._free or self._num_bytes + num_bytes > MAX_REMEMBERED_BYTES:
             self._drop(next(iter(self._entries)))
         slot = self._free.pop()
-        self._entries[_key(tensor)] = _Sent(slot, tensor, tensor._version)
-        self._num_bytes += tensor.nbytes
-        return slot
+        self._entries[key] = _Sent(slot, tensor, tensor._version)
+        self._num_bytes += num_bytes
+        return slot, False
 
     def clear(self) -> None:
         """Forgets everything; the peer is told to do the same."""
@@ -65,11 +65,3 @@ class SentTensors:
         entry = self._entries.pop(key)
         self._free.append(entry.slot)
         self._num_bytes -= entry.tensor.nbytes
-
-
-def _can_remember(tensor: torch.Tensor) -> bool:
-    return MIN_REMEMBERED_BYTES <= tensor.nbytes <= MAX_REMEMBERED_BYTES and not tensor.is_inference()
-
-
-def _key(tensor: torch.Tensor) -> _Key:
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device

@@ -159,3 +159,18 @@ def test_the_denoiser_stays_the_real_module() -> None:
         assert pipeline.transformer is transformer
         assert type(pipeline.transformer) is kind
         assert pipeline.transformer.config.num_layers == 2
+
+
+def test_signatures_without_end_fill_no_memory_and_forgotten_ones_are_learnt_again() -> None:
+    pipeline = make_tiny_wan_pipeline()
+    changes = {"prompt": None, "negative_prompt": None, "num_inference_steps": 1}
+    expected = serial(pipeline)
+    with leader_of_threads(pipeline, num_lanes=2) as leader:
+        leader.seam._specs._max_entries = 4
+        for length in (3, 4, 5, 6, 7, 8):
+            embeddings = torch.randn(1, length, 32)
+            run(leader, prompt_embeds=embeddings, negative_prompt_embeds=embeddings, **changes)
+        assert len(leader.seam._specs) == 4
+        learnt = leader.seam.counts.learnt_signatures
+        assert torch.equal(run(leader).output, expected)
+        assert leader.seam.counts.learnt_signatures == learnt + 1
