@@ -23,6 +23,9 @@ from workers.rank_actor import RankActor
 logger = logging.getLogger(__name__)
 _PING_TIMEOUT_S = 10.0
 RANK_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
+"""A rank has some 46 threads, most of them Ray's, and what one of them allocates another frees. Over glibc's default of
+eight arenas a core the leader grew by 5.3 % from request 300 to 1,000, nearly all of it free memory in arenas; over two
+by 1.2 %, most of that before request 400."""
 
 
 class WorkerGroup:

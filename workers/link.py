@@ -27,11 +27,13 @@ class TensorRoute:
         device: where the receiving side puts device tensors.
         group: process group for point-to-point sends of device tensors; None: by the socket.
         peer_rank: the peer's world rank in `group`.
+        group_devices: types of device whose tensors `group` carries.
     """
 
     device: torch.device
     group: dist.ProcessGroup | None
     peer_rank: int
+    group_devices: frozenset[str] = frozenset({"cuda"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class Link:
         self.received.clear()
 
     def _by_group(self, device_type: str) -> bool:
-        return device_type != "cpu" and self.route.group is not None
+        return self.route.group is not None and device_type in self.route.group_devices
 
     def _send_value(self, header: Header, value: Flat, timeout_s: float | None) -> None:
         slots: list[int | None] = []
