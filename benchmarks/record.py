@@ -20,6 +20,7 @@ def hardware() -> dict[str, Any]:
         "machine": platform.machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "load_average_1min": round(os.getloadavg()[0], 2),  # a benchmark's own load, or somebody else's as well
     }
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
