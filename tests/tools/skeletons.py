@@ -296,18 +296,22 @@ SKELETONS: dict[str, tuple[str, Parts]] = {
 
 def write_skeleton(folder: Path, name: str) -> Path:
     """Writes one skeleton into `folder / name` and returns that."""
-    pipeline_class, parts = SKELETONS[name]
+    return write_parts(folder / name, *SKELETONS[name])
+
+
+def write_parts(folder: Path, pipeline_class: str, parts: Parts) -> Path:
+    """Writes the skeleton of a checkpoint with these components into `folder` and returns that."""
     index: dict[str, Any] = {"_class_name": pipeline_class, "_diffusers_version": diffusers.__version__}
     for part, build in parts.items():
         class_name, config, shapes = describe(build)
         of_transformers = hasattr(transformers, class_name) and not hasattr(diffusers, class_name)
         library = DIFFUSERS_MODULES.get(class_name) or ("transformers" if of_transformers else "diffusers")
         index[part] = [library, class_name]
-        write_json(folder / name / part / "config.json", config)
-        _write_weights(folder / name / part, shapes, stem="model" if of_transformers else "diffusion_pytorch_model")
+        write_json(folder / part / "config.json", config)
+        _write_weights(folder / part, shapes, stem="model" if of_transformers else "diffusion_pytorch_model")
     index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
-    write_json(folder / name / "model_index.json", index)
-    return folder / name
+    write_json(folder / "model_index.json", index)
+    return folder
 
 
 @cache
