@@ -7,6 +7,7 @@ anew, from local files (in page cache after the first).
 """
 
 import argparse
+import contextlib
 import statistics
 import tempfile
 import time
@@ -18,13 +19,14 @@ from benchmarks.record import keep
 from planner.checkpoint import read_checkpoint
 from planner.cluster import GIB, Cluster, NodeType, cluster_from_flags
 from planner.errors import InfeasiblePlanError
+from planner.hardware import find_gpu, gpu_names
 from planner.plan import Mode, PlanRequest
 from planner.search import plan_group
 from tests.tools.skeletons import SKELETONS, write_skeleton
 
 GPUS = [(count, gib) for count in (1, 2) for gib in (24, 40, 80, 141)]
 NUM_NODES = 1000
-NUM_TYPES = 50
+NUM_SIZES = 50
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
@@ -40,9 +42,10 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
             path = str(write_skeleton(Path(scratch), name))
             for mode in Mode:
                 rows.append({"what": name, "mode": mode.value, **_time_on_all_gpus(path, mode, options.repeat)})
+            mixed = _times(lambda path=path: _plan(path, _mixed_nodes(), Mode.AUTO), options.repeat)
             rows.append(
-                {"what": f"{name}, {NUM_NODES} nodes of {NUM_TYPES} types", "mode": "auto",
-                 **_summary(_times(lambda path=path: _plan(path, _mixed_nodes(), Mode.AUTO), options.repeat))}
+                {"what": f"{name}, {NUM_NODES} nodes of {len(gpu_names())} types", "mode": "auto",
+                 **_summary(mixed)}
             )  # fmt: skip
     keep("planning_time", rows, folder=options.folder)
     return rows
@@ -57,10 +60,8 @@ def _time_on_all_gpus(path: str, mode: Mode, repeat: int) -> dict[str, float]:
 
 
 def _plan(path: str, cluster: Cluster, mode: Mode) -> None:
-    try:
+    with contextlib.suppress(InfeasiblePlanError):  # a refusal, with its ways out, is an answer too
         plan_group(read_checkpoint(path), cluster, PlanRequest(mode=mode))
-    except InfeasiblePlanError:
-        pass  # a refusal, with its ways out, is an answer too
 
 
 def _times(run: Callable[[], None], repeat: int) -> list[float]:
@@ -77,11 +78,13 @@ def _summary(milliseconds: list[float]) -> dict[str, float]:
 
 
 def _mixed_nodes() -> Cluster:
-    """Nodes of 50 shapes: 1 to 8 GPUs of 24 to 160 GiB."""
-    types = [
-        NodeType(f"n{i}", 1, 96.0, 1 + i % 8, "H100", (24 + 3 * (i % NUM_TYPES)) * GIB, 512 * GIB)
-        for i in range(NUM_NODES)
-    ]
+    """Nodes with 1 to 8 GPUs of all known types, half of them with less memory than usual."""
+    types = []
+    for i in range(NUM_NODES):
+        gpu = find_gpu(gpu_names()[i % len(gpu_names())])
+        assert gpu is not None
+        memory = gpu.memory_bytes * (100 - i % NUM_SIZES) // 100
+        types.append(NodeType(f"n{i}", 1, 96.0, 1 + i % 8, gpu.name, memory, 512 * GIB))
     return Cluster(tuple(types), "benchmark")
 
 

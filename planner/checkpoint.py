@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,20 @@ INDEX_FILE = "model_index.json"
 DEFAULTS_FILE = "heliograph.json"
 MAX_COMPONENTS = 64
 SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt", ".gguf", ".bin", ".pt", ".pth")
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedSizes:
+    """Bytes of a component once it is loaded in some dtype: as a whole, outside its blocks, and block by block."""
+
+    whole: int
+    rest: int
+    blocks: tuple[int, ...]
+
+    @property
+    def largest_block(self) -> int:
+        """0 without blocks."""
+        return max(self.blocks, default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +80,16 @@ class Component:
     variant: str | None
     index_position: int
     context_parallel: bool = False
+    _sizes: dict[str, PlacedSizes] = field(default_factory=dict, repr=False, compare=False)
+
+    def placed(self, dtype: str) -> PlacedSizes:
+        """Sizes in `dtype`; remembered, because a search asks thousands of times."""
+        found = self._sizes.get(dtype)
+        if found is None:
+            blocks = tuple(block.tally.placed_bytes(dtype) for block in self.blocks)
+            found = PlacedSizes(self.tally.placed_bytes(dtype), self.rest.placed_bytes(dtype), blocks)
+            self._sizes[dtype] = found
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,20 +153,19 @@ def stage_of(component: Component) -> str:
 
 def idle_bytes(placement: Placement, *, dtype: str, fsdp: int) -> tuple[int, int]:
     """`(device, host)` bytes that a component takes on each of its ranks while it does nothing."""
-    component = placement.component
-    whole = component.tally.placed_bytes(dtype)
+    sizes = placement.component.placed(dtype)
     match placement.residency:
         case Residency.RESIDENT:
-            return whole, 0
+            return sizes.whole, 0
         case Residency.SHARDED:
-            return -(-whole // fsdp), 0
+            return -(-sizes.whole // fsdp), 0
         case Residency.OFFLOAD:
-            return 0, whole
+            return 0, sizes.whole
         case Residency.LAYERWISE:
-            sizes = [block.tally.placed_bytes(dtype) for block in component.blocks]
-            kept = resident_block_bytes(sizes, placement.num_resident_blocks)
-            ring = min(placement.prefetch_depth + 1, max(0, len(sizes) - placement.num_resident_blocks)) * max(sizes)
-            return component.rest.placed_bytes(dtype) + kept + ring, sum(sizes) - kept
+            kept = resident_block_bytes(sizes.blocks, placement.num_resident_blocks)
+            num_streamed = max(0, len(sizes.blocks) - placement.num_resident_blocks)
+            ring = min(placement.prefetch_depth + 1, num_streamed) * sizes.largest_block
+            return sizes.rest + kept + ring, sum(sizes.blocks) - kept
 
 
 def resident_block_bytes(sizes: Sequence[int], num_resident: int) -> int:
@@ -178,13 +177,12 @@ def resident_block_bytes(sizes: Sequence[int], num_resident: int) -> int:
 
 def active_extra_bytes(placement: Placement, *, dtype: str, fsdp: int) -> int:
     """Device bytes of weights that a component takes only while it works."""
-    component = placement.component
+    sizes = placement.component.placed(dtype)
     if placement.residency is Residency.OFFLOAD:
-        return component.tally.placed_bytes(dtype)
+        return sizes.whole
     if placement.residency is Residency.SHARDED and fsdp > 1:
         # One block computes while the next is gathered; the root's own parameters are gathered around them.
-        largest = max((block.tally.placed_bytes(dtype) for block in component.blocks), default=0)
-        return 2 * largest + component.rest.placed_bytes(dtype)
+        return 2 * sizes.largest_block + sizes.rest
     return 0
 
 

@@ -59,7 +59,7 @@ def node_problem(degrees: Degrees, node: NodeType, context: PlanContext) -> str 
 
 
 def equivalence(degrees: Degrees, node: NodeType, context: PlanContext) -> tuple[object, ...]:
-    """What a group can see of its nodes: two types with the same key give the same candidates, the first is taken."""
+    """What a group can see of its nodes but for their memory: with that and the key equal, candidates are the same."""
     ranks_on_node = min(degrees.num_ranks, ranks_per_node(degrees, node, context))
     cpus = cpus_per_rank(degrees, node, context)
-    return (ranks_on_node, cpus, node.gpu_type, node.gpu_memory_bytes, node.host_memory_bytes)
+    return (ranks_on_node, cpus, node.gpu_type)

@@ -64,7 +64,7 @@ def _fill(
     if slack <= 0:
         return
     # A safe start, with every block counted as the largest; then one by one.
-    largest = {i: max(block.tally.placed_bytes(dtype) for block in chosen[i].component.blocks) for i in growing}
+    largest = {i: chosen[i].component.placed(dtype).largest_block for i in growing}
     each = slack // sum(largest.values())
     for i in growing:
         chosen[i] = _grow(chosen[i], min(each, limits[i] - chosen[i].num_resident_blocks))

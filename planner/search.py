@@ -1,6 +1,6 @@
 """The search: tries every option, keeps what fits, chooses by mode, and says why the others fell. Pure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.assembly import make_plan
@@ -104,16 +104,26 @@ def _search(context: PlanContext, nodes: Sequence[NodeType]) -> _Found:
 
 def _distinct_nodes(
     degrees: Degrees, nodes: Sequence[NodeType], context: PlanContext, rejected: dict[str, RejectedOption]
-) -> Iterator[NodeType]:
-    """Node types that can hold the group, one of those that are the same to it."""
-    tried: set[tuple[object, ...]] = set()
+) -> list[NodeType]:
+    """Node types that can hold the group: one of those that are the same to it, the one with the most memory.
+
+    Whatever fits a node fits the same node with more memory, and is no slower there; so the search does not grow with
+    the sizes of memory in the cluster.
+    """
+    largest: dict[tuple[object, ...], list[NodeType]] = {}
     for node in nodes:
         problem = node_problem(degrees, node, context)
         if problem is not None:
             _reject(rejected, f"{degrees.label()} on {node.name}", problem)
-        elif (key := equivalence(degrees, node, context)) not in tried:
-            tried.add(key)
-            yield node
+            continue
+        rivals = largest.setdefault(equivalence(degrees, node, context), [])
+        if not any(_has_as_much(rival, node) for rival in rivals):
+            rivals[:] = [rival for rival in rivals if not _has_as_much(node, rival)] + [node]
+    return [node for rivals in largest.values() for node in rivals]
+
+
+def _has_as_much(node: NodeType, other: NodeType) -> bool:
+    return node.gpu_memory_bytes >= other.gpu_memory_bytes and node.host_memory_bytes >= other.host_memory_bytes
 
 
 def _reject(rejected: dict[str, RejectedOption], option: str, reason: str) -> None:

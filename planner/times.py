@@ -67,25 +67,24 @@ def predict_times(
     request_s = 0.0
     for placement in placements:
         component = placement.component
-        sizes = [block.tally.placed_bytes(dtype) for block in component.blocks]
-        whole = component.tally.placed_bytes(dtype)
+        sizes = component.placed(dtype)
         compute_s = _compute_seconds(placement, checkpoint, workload, degrees, rates)
         compute_s += exchange_seconds(component, checkpoint, workload, degree=degrees.sequence, link_gb_s=link_gb_s)
         if placement.residency is Residency.LAYERWISE:
-            block = max(sizes)
+            block, num_blocks = sizes.largest_block, len(sizes.blocks)
             knees[component.name] = knee(
-                compute_s=compute_s, block_bytes=block, num_blocks=len(sizes), copy_gb_s=rates.copy_gb_s
+                compute_s=compute_s, block_bytes=block, num_blocks=num_blocks, copy_gb_s=rates.copy_gb_s
             )
             compute_s = streaming_seconds(
-                compute_s=compute_s, block_bytes=block, num_blocks=len(sizes),
+                compute_s=compute_s, block_bytes=block, num_blocks=num_blocks,
                 num_resident=placement.num_resident_blocks, copy_gb_s=rates.copy_gb_s,
             )  # fmt: skip
         elif placement.residency is Residency.SHARDED:
-            gathered = whole * (degrees.fsdp - 1) / degrees.fsdp / (link_gb_s * 1e9)
+            gathered = sizes.whole * (degrees.fsdp - 1) / degrees.fsdp / (link_gb_s * 1e9)
             # Gathering the first block, and the root's parameters, hides under nothing.
             compute_s = max(compute_s, gathered) + 0.02 * gathered
         elif placement.residency is Residency.OFFLOAD:
-            request_s += whole / (rates.copy_gb_s * 1e9)
+            request_s += sizes.whole / (rates.copy_gb_s * 1e9)
         if component.kind is ComponentKind.DENOISER:
             call_s.append(compute_s)
         else:
