@@ -359,6 +359,71 @@ def test_every_plan_is_consistent_and_within_budget(
         assert chosen[name] not in forbidden
 
 
+def plan_or_refusal(checkpoint: Checkpoint, cluster: Cluster, request: PlanRequest) -> tuple[Plan | None, str]:
+    try:
+        return plan_group(checkpoint, cluster, request), ""
+    except InfeasiblePlanError as error:
+        return None, str(error)
+
+
+CHOICES = st.dictionaries(
+    st.sampled_from(["transformer", "transformer_2", "text_encoder"]),
+    st.sampled_from(["resident", "offload", "layerwise", "layerwise:0", "layerwise:11", "sharded"]),
+    min_size=1,
+    max_size=3,
+)
+DEGREES = st.fixed_dictionaries(
+    {}, optional={"cfg_degree": st.sampled_from([1, 2]), "fsdp_degree": st.sampled_from([1, 2])}
+)
+
+
+@given(CHOICES, DEGREES, st.sampled_from([16, 40, 80]))
+@settings(max_examples=40, deadline=None)
+def test_explicit_choices_survive_every_mode(
+    big: Checkpoint, choices: dict[str, str], degrees: dict[str, int], gib: int
+) -> None:
+    stated = choose(**choices)
+    for mode in Mode:
+        request = PlanRequest(mode=mode, residency=stated, **degrees, **SHAPES)  # type: ignore[arg-type]
+        plan, refusal = plan_or_refusal(big, gpus(2, gib), request)
+        if plan is None:
+            # A refusal names what was asked for; it is not replaced by something else.
+            assert all(f"{name}={text}" in refusal for name, text in choices.items())
+            assert refusal.partition("Ways out: ")[2].count(";") >= 1
+            continue
+        for component in plan.components:
+            if (choice := stated.get(component.name)) is not None:
+                assert component.residency is choice.residency
+                if choice.num_resident_blocks is not None:
+                    assert component.num_resident_blocks == choice.num_resident_blocks
+        group = plan.group
+        assert group.num_ranks == max(group.cfg_degree * group.sequence_degree, group.fsdp_degree)
+        assert group.num_ranks % group.fsdp_degree == group.num_ranks % group.cfg_degree == 0
+        for name, degree in degrees.items():
+            assert getattr(group, name) == degree
+
+
+def test_ways_out_that_are_named_are_ways_out(big: Checkpoint) -> None:
+    stated = choose(transformer="resident", transformer_2="resident")
+    with pytest.raises(InfeasiblePlanError) as caught:
+        plan_group(big, gpus(1, 20), PlanRequest(residency=stated, num_ranks=1, **SHAPES))  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert "drop transformer=resident (needs " in message
+    for dropped in stated:
+        kept = {name: choice for name, choice in stated.items() if name != dropped}
+        assert plan_group(big, gpus(1, 20), PlanRequest(residency=kept, num_ranks=1, **SHAPES)).feasible  # type: ignore[arg-type]
+    enough = int(message.partition("GPUs of at least ")[2].partition(" ")[0])
+    assert plan_group(big, gpus(1, enough), PlanRequest(residency=stated, num_ranks=1, **SHAPES)).feasible  # type: ignore[arg-type]
+    with pytest.raises(InfeasiblePlanError):
+        plan_group(big, gpus(1, enough - 1), PlanRequest(residency=stated, num_ranks=1, **SHAPES))  # type: ignore[arg-type]
+
+
+def test_larger_memory_of_the_same_type_is_preferred_over_the_search_growing(big: Checkpoint) -> None:
+    types = tuple(NodeType(f"n{gib}", 1, 64.0, 1, "H100", gib * GIB, 512 * GIB) for gib in (24, 80, 40))
+    plan = plan_group(big, Cluster(types, "test"), PlanRequest(num_ranks=1, **SHAPES))  # type: ignore[arg-type]
+    assert plan.memory.gpu_capacity_bytes == (80 * GIB,)
+
+
 @given(st.sampled_from([1, 2, 4]), st.integers(4, 90), st.integers(0, 40))
 @settings(max_examples=30, deadline=None)
 def test_more_memory_never_makes_a_plan_slower(big: Checkpoint, count: int, gib: int, more: int) -> None:
