@@ -73,19 +73,23 @@ def _by_last_part(containers: tuple[str, ...]) -> Mapping[str, tuple[tuple[str, 
 
 def _containers_before(
     parts: Sequence[str], position: int, ends: Mapping[str, tuple[tuple[str, ...], ...]]
-) -> list[str]:
+) -> tuple[str, ...]:
     """The containers whose numbered entry ends at `position`, as they were stated."""
     patterns = ends.get(parts[position - 1], ())
     if "*" in ends and _is_number(parts[position - 1]):
         patterns = (*patterns, *ends["*"])
-    return [".".join(pattern) for pattern in patterns if _matches(pattern, parts, position)]
+    if not patterns:
+        return ()
+    return tuple(".".join(pattern) for pattern in patterns if _matches(pattern, parts, position))
 
 
 def _matches(pattern: Sequence[str], parts: Sequence[str], position: int) -> bool:
     if len(pattern) > position:
         return False
-    tail = parts[position - len(pattern) : position]
-    return all(_is_number(part) if want == "*" else part == want for part, want in zip(tail, pattern, strict=True))
+    for want, part in zip(pattern, parts[position - len(pattern) : position], strict=True):
+        if part != want and not (want == "*" and _is_number(part)):
+            return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,10 +72,12 @@ def trace_memory(
         placements: in load order.
         ranks_on_node: ranks that a node holds; the first node also holds the coordinator.
     """
-    loads = [_load_moment(placements[: i + 1], degrees=degrees, dtype=dtype) for i in range(len(placements))]
+    loads = _load_moments(placements, degrees=degrees, dtype=dtype)
     stages = [(f"load {p.component.name}", gpu, host) for p, (gpu, host) in zip(placements, loads, strict=True)]
     for stage in ("encode", "denoise", "decode"):
-        stages.append((stage, *_stage_moment(stage, placements, checkpoint, workload, degrees, dtype)))
+        extra = _stage_extra_bytes(stage, placements, checkpoint, workload, degrees, dtype)
+        device_bytes, host_bytes = loads[-1]
+        stages.append((stage, [have + more for have, more in zip(device_bytes, extra, strict=True)], host_bytes))
     moments = [_moment(stage, gpu, host, device=device, ranks_on_node=ranks_on_node) for stage, gpu, host in stages]
     gpu_peak = tuple(max(m.gpu_bytes[rank] for m in moments) for rank in range(degrees.num_ranks))
     return Moments(tuple(moments), gpu_peak, max(m.host_bytes for m in moments))
@@ -108,28 +110,35 @@ def _moment(stage: str, device_bytes: list[int], host: _HostBytes, *, device: st
     return MemoryMoment(stage=stage, gpu_bytes=gpu_bytes, host_bytes=fullest)
 
 
-def _load_moment(placements: Sequence[Placement], *, degrees: Degrees, dtype: str) -> tuple[list[int], _HostBytes]:
+def _load_moments(
+    placements: Sequence[Placement], *, degrees: Degrees, dtype: str
+) -> list[tuple[list[int], _HostBytes]]:
+    """Device bytes a rank, and host bytes, after each component is loaded."""
     device, host = [0] * degrees.num_ranks, _HostBytes([0] * degrees.num_ranks, [])
+    moments: list[tuple[list[int], _HostBytes]] = []
     for placement in placements:
         idle, pinned = idle_bytes(placement, dtype=dtype, fsdp=degrees.fsdp)
-        if placement.residency in SHARED_ON_A_NODE:
+        is_shared = placement.residency in SHARED_ON_A_NODE
+        device, host = list(device), _HostBytes(list(host.of_ranks), list(host.shared))
+        if is_shared:
             host.shared.append((pinned, placement.ranks))
         for rank in placement.ranks:
             device[rank] += idle
-            if placement.residency not in SHARED_ON_A_NODE:
+            if not is_shared:
                 host.of_ranks[rank] += pinned
-    return device, host
+        moments.append((device, host))
+    return moments
 
 
-def _stage_moment(
+def _stage_extra_bytes(
     stage: str,
     placements: Sequence[Placement],
     checkpoint: Checkpoint,
     workload: Workload,
     degrees: Degrees,
     dtype: str,
-) -> tuple[list[int], _HostBytes]:
-    device, host = _load_moment(placements, degrees=degrees, dtype=dtype)
+) -> list[int]:
+    """Device bytes a rank that a stage needs beside what is loaded."""
     # Components of one stage run one after the other: the largest of their extra bytes counts, on each rank.
     extra = [0] * degrees.num_ranks
     for placement in placements:
@@ -139,7 +148,7 @@ def _stage_moment(
         needed += workspace_bytes(placement.component, checkpoint, workload, degrees=degrees, dtype=dtype)
         for rank in placement.ranks:
             extra[rank] = max(extra[rank], needed)
-    return [have + more for have, more in zip(device, extra, strict=True)], host
+    return extra
 
 
 def stage_of(component: Component) -> str:
