@@ -8,13 +8,23 @@ from planner.calibration import planned_shape
 from planner.cluster import Cluster, cluster_to_json
 from planner.context import PlanContext
 from planner.evaluation import Candidate, residency_text
+from planner.execution import choose_attention, choose_compilation
+from planner.fallbacks import find_fallbacks
 from planner.load_order import LoadPosition
 from planner.memory import Placement
 from planner.nodes import COORDINATOR_CPUS, cpus_per_rank
 from planner.plan import ComponentPlan, GroupPlan, MemoryPlan, Plan, PlanRequest, RejectedOption, Residency
 
 
-def make_plan(chosen: Candidate, context: PlanContext, cluster: Cluster, rejected: Sequence[RejectedOption]) -> Plan:
+def make_plan(
+    chosen: Candidate,
+    context: PlanContext,
+    cluster: Cluster,
+    rejected: Sequence[RejectedOption],
+    *,
+    others: Sequence[Candidate] = (),
+) -> Plan:
+    """The plan of `chosen`; `others` are options for the same ranks, best first, to fall back to."""
     checkpoint, request = context.checkpoint, context.request
     num_ranks = chosen.degrees.num_ranks
     host_capacity = chosen.node.host_memory_bytes
@@ -55,6 +65,11 @@ def make_plan(chosen: Candidate, context: PlanContext, cluster: Cluster, rejecte
         defaults=checkpoint.defaults,
         rejected=tuple(rejected),
         fingerprint="",
+        attention_backends=choose_attention(request, device=context.device),
+        compile=choose_compilation(request, device=context.device, sequence_degree=chosen.degrees.sequence),
+        fallbacks=find_fallbacks(
+            chosen.placements, (c.placements for c in others), dtype=context.dtype, fsdp=chosen.degrees.fsdp
+        ),
     )
     return plan.model_copy(update={"fingerprint": _fingerprint(plan, cluster, request)})
 

@@ -34,6 +34,23 @@ class Residency(StrEnum):
     SHARDED = "sharded"
 
 
+class AttentionBackend(StrEnum):
+    """Which kernel computes attention: `native` is torch's own choice, the others are one of its kernels."""
+
+    NATIVE = "native"
+    CUDNN = "cudnn"
+    FLASH = "flash"
+    EFFICIENT = "efficient"
+    MATH = "math"
+
+
+class Compilation(StrEnum):
+    """What of a denoiser is compiled."""
+
+    NONE = "none"
+    BLOCKS = "blocks"
+
+
 class ComponentKind(StrEnum):
     """What a component is to the pipeline; the order of the members is their order of loading at equal payload."""
 
@@ -81,6 +98,8 @@ class PlanRequest(Frozen):
     residency: dict[str, ResidencyChoice] = Field(default_factory=dict)
     forbid: dict[str, tuple[Residency, ...]] = Field(default_factory=dict)
     prefetch_depth: int | None = Field(default=None, ge=1)
+    attention_backend: Literal["auto"] | AttentionBackend = "auto"
+    compile: Literal["auto"] | Compilation = "auto"
     step_cache: StepCache | None = None
     component_ranks: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     share_gpu: bool = False
@@ -198,7 +217,15 @@ class RejectedOption(Frozen):
 
 
 class Plan(Frozen):
-    """A feasible answer. Same checkpoint, cluster and request give the same plan to the byte."""
+    """A feasible answer. Same checkpoint, cluster and request give the same plan to the byte.
+
+    Attributes:
+        attention_backends: for the denoisers, in this order: the first that works on the rank's device is taken. One
+            alone is the user's choice, and an error where it does not work.
+        compile: what of the denoisers is compiled.
+        fallbacks: whole assignments (choice by component) that need less pinned host memory, best first: what a rank
+            takes where the system refuses to pin.
+    """
 
     schema_version: int = SCHEMA_VERSION
     feasible: Literal[True] = True
@@ -221,6 +248,9 @@ class Plan(Frozen):
     defaults: ServingDefaults
     rejected: tuple[RejectedOption, ...]
     fingerprint: str
+    attention_backends: tuple[AttentionBackend, ...] = (AttentionBackend.NATIVE,)
+    compile: Compilation = Compilation.NONE
+    fallbacks: tuple[dict[str, ResidencyChoice], ...] = ()
 
 
 class InfeasibleReport(Frozen):

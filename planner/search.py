@@ -58,17 +58,21 @@ def plan_group(
         raise make_infeasible_error(
             context, tuple(rejected.values()), found.closest, plan_for=lambda other: search(other).chosen
         )
-    return make_plan(found.chosen, context, cluster, tuple(rejected.values()))
+    return make_plan(found.chosen, context, cluster, tuple(rejected.values()), others=found.others)
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The best option, or the one that came closest; and why the others fell, by option."""
+    """The best option, or the one that came closest; and why the others fell, by option.
+
+    `others` are those that fit on the chosen one's ranks, best first.
+    """
 
     context: PlanContext
     chosen: Candidate | None
     closest: Excess | None
     rejected: dict[str, RejectedOption]
+    others: tuple[Candidate, ...] = ()
 
 
 def _search(context: PlanContext, nodes: Sequence[NodeType]) -> _Found:
@@ -99,7 +103,9 @@ def _search(context: PlanContext, nodes: Sequence[NodeType]) -> _Found:
     for candidate in feasible:
         if candidate.label() != chosen.label():
             _reject(rejected, candidate.label(), why_not(candidate, chosen, request.mode))
-    return _Found(context, chosen, closest, rejected)
+    others = [c for c in feasible if (c.degrees, c.node) == (chosen.degrees, chosen.node)]
+    others.sort(key=lambda candidate: objective(candidate, request.mode))
+    return _Found(context, chosen, closest, rejected, tuple(others))
 
 
 def _distinct_nodes(

@@ -1,48 +1,62 @@
 """Loads this rank's components in the plan's order and puts the pipeline together on the leader."""
 
-import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from planner.plan import ComponentKind, ComponentPlan, Plan, Residency
-from workers.direct_load import LoadedComponent, load_component
-from workers.errors import LoadError
+from planner.plan import ComponentKind, Plan, Residency
+from workers.residency import PlacedComponent, Placer
 from workers.sequence import apply_sequence
-from workers.stream_engine import HostMemory
-from workers.stream_offload import OffloadGroup, apply_offload
-from workers.streaming import apply_streaming, streaming_place
+from workers.stream_offload import OffloadGroup
+from workers.streaming import StreamedModule
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ComponentLoaded:
-    """One component is in place on one rank."""
+    """One component is in place on one rank.
+
+    Attributes:
+        residency: where it is.
+        fallback_reason: why it is not where the plan wanted it first; None if it is.
+    """
 
     world_rank: int
     name: str
     bytes_read: int
     seconds: float
+    residency: Residency
+    fallback_reason: str | None = None
 
 
 @dataclass(slots=True)
 class RankComponents:
     """The modules that this rank holds, by component name.
 
-    `offloaded` names those that take turns on the device, `turns` is who is there.
+    `offloaded` names those that take turns on the device, `turns` is who is there; `streamed` are the handles of those
+    whose blocks are streamed, in the order in which a request needs them.
     """
 
     turns: OffloadGroup = field(default_factory=OffloadGroup)
     offloaded: set[str] = field(default_factory=set)
+    streamed: dict[str, StreamedModule] = field(default_factory=dict)
     modules: dict[str, torch.nn.Module] = field(default_factory=dict)
     bytes_read: int = 0
+
+    def start_request(self) -> None:
+        """Starts copying the first blocks of everything that is streamed, while the prompt is encoded.
+
+        Copies nothing where the last request's last step has already fetched them.
+        """
+        for handle in self.streamed.values():
+            handle.forget()  # the last call may have ended anywhere
+            handle.prefetch()
 
 
 def load_components(
@@ -60,21 +74,20 @@ def load_components(
 
     Raises:
         LoadError: names the component and what is wrong with it.
+        HostMemoryError: host memory is refused, and the plan has no choice that needs less.
     """
+    placer = Placer(plan, device, mesh, into.turns)
+    streamed: list[tuple[bool, str, StreamedModule]] = []
     for component in sorted(plan.components, key=lambda component: component.load_order):
         if world_rank not in component.ranks:
             continue
-        result = _load_one(plan, component, into, device=device, mesh=mesh)
+        placed = placer.place(component)
         if sequence is not None and component.kind is ComponentKind.DENOISER:
-            apply_sequence(result.module, config=sequence)
-        into.modules[component.name] = result.module
-        into.bytes_read += result.bytes_read
-        loaded = ComponentLoaded(world_rank, component.name, result.bytes_read, result.seconds)
-        logger.info(
-            "loaded %s (%s, %s): %.1f MiB read in %.2f s",
-            loaded.name, component.class_name, component.residency, loaded.bytes_read / 2**20, loaded.seconds,
-        )  # fmt: skip
-        yield loaded
+            apply_sequence(placed.loaded.module, config=sequence)
+        if placed.streamed is not None:
+            streamed.append((component.kind is ComponentKind.DENOISER, component.name, placed.streamed))
+        yield _note(component.name, placed, into, world_rank=world_rank)
+    into.streamed = {name: handle for _, name, handle in sorted(streamed, key=lambda entry: entry[:2])}
 
 
 def build_pipeline(plan: Plan, components: RankComponents) -> Any:
@@ -91,46 +104,16 @@ def build_pipeline(plan: Plan, components: RankComponents) -> Any:
     return pipeline
 
 
-def _load_one(
-    plan: Plan, component: ComponentPlan, into: RankComponents, *, device: torch.device, mesh: DeviceMesh | None
-) -> LoadedComponent:
-    if component.residency is Residency.SHARDED and mesh is None:
-        raise LoadError(f"{component.name} is to be sharded, but the plan's fsdp_degree is 1")
-    load = functools.partial(
-        load_component,
-        Path(plan.checkpoint) / component.name,
-        library=component.library,
-        class_name=component.class_name,
-        dtype=getattr(torch, plan.dtype),
-        variant=plan.variant,
+def _note(name: str, placed: PlacedComponent, into: RankComponents, *, world_rank: int) -> ComponentLoaded:
+    result = placed.loaded
+    into.modules[name] = result.module
+    into.bytes_read += result.bytes_read
+    if placed.residency is Residency.OFFLOAD:
+        into.offloaded.add(name)
+    logger.info(
+        "loaded %s (%s, %s): %.1f MiB read in %.2f s",
+        name, type(result.module).__name__, placed.residency, result.bytes_read / 2**20, result.seconds,
+    )  # fmt: skip
+    return ComponentLoaded(
+        world_rank, name, result.bytes_read, result.seconds, placed.residency, placed.fallback_reason
     )
-    match component.residency:
-        case Residency.RESIDENT:
-            return load(device=device)
-        case Residency.SHARDED:
-            return load(device=device, mesh=mesh)
-        case Residency.OFFLOAD:
-            loaded = load(device=torch.device("cpu"))
-            apply_offload(loaded.module, device=device, group=into.turns)
-            into.offloaded.add(component.name)
-            return loaded
-        case Residency.LAYERWISE:
-            return _load_streamed(load, component, device=device)
-
-
-def _load_streamed(
-    load: Callable[..., LoadedComponent], component: ComponentPlan, *, device: torch.device
-) -> LoadedComponent:
-    """Reads streamed blocks into their flat host buffers and everything else to the device."""
-    num_resident = component.num_resident_blocks or 0
-    host = HostMemory(pin=device.type == "cuda")
-    place = streaming_place(device=device, num_resident_blocks=num_resident, host=host)
-    loaded = load(device=device, place=place)
-    apply_streaming(
-        loaded.module,
-        device=device,
-        num_resident_blocks=num_resident,
-        prefetch_depth=component.prefetch_depth or 1,
-        host=host,
-    )
-    return loaded

@@ -55,7 +55,7 @@ def load_component(
     device: torch.device,
     variant: str | None = None,
     mesh: DeviceMesh | None = None,
-    compile_blocks: Callable[[nn.Module], None] | None = None,
+    compile_blocks: Callable[[nn.Module], object] | None = None,
     place: Callable[[nn.Module], Allocator] | None = None,
     num_readers: int = NUM_READERS,
     on_bytes: Callable[[int], None] | None = None,
@@ -89,8 +89,9 @@ def load_component(
         keys = map_keys(model, stored, indexed=files.indexed)
     except NotOneToOneError as reason:
         return _load_by_library(
-            model_class, folder, dtype=dtype, device=device, variant=variant, mesh=mesh, reason=reason, start=start
-        )
+            model_class, folder, dtype=dtype, device=device, variant=variant, mesh=mesh,
+            compile_blocks=compile_blocks, reason=reason, start=start,
+        )  # fmt: skip
     if compile_blocks is not None:
         compile_blocks(model)
     sharding = apply_sharding(model, mesh=mesh) if mesh is not None else None
@@ -170,6 +171,7 @@ def _load_by_library(
     device: torch.device,
     variant: str | None,
     mesh: DeviceMesh | None,
+    compile_blocks: Callable[[nn.Module], object] | None,
     reason: NotOneToOneError,
     start: float,
 ) -> LoadedComponent:
@@ -186,6 +188,8 @@ def _load_by_library(
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise LoadError(f"{folder}: {model_class.__name__}.from_pretrained failed: {error}") from error
     module.requires_grad_(False).eval().to(device)
+    if compile_blocks is not None:
+        compile_blocks(module)
     sharding = apply_sharding(module, mesh=mesh) if mesh is not None else None
     _prove_complete(module, folder)
     bytes_read = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

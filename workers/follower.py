@@ -16,8 +16,16 @@ logger = logging.getLogger(__name__)
 SEND_TIMEOUT_S = 600.0
 
 
-def follow(link: Link, *, components: Mapping[str, LocalComponent], extra_stats: Callable[[], dict[str, int]]) -> None:
+def follow(
+    link: Link,
+    *,
+    components: Mapping[str, LocalComponent],
+    extra_stats: Callable[[], dict[str, int]],
+    on_start: Callable[[], None] = lambda: None,
+) -> None:
     """Runs until the leader says goodbye; raises `GroupDiedError` if the leader goes away.
+
+    `on_start` is called when a request begins.
 
     Idle time has no limit: a deadline starts with a message. A call that fails is answered with the error, and the
     loop goes on.
@@ -32,6 +40,7 @@ def follow(link: Link, *, components: Mapping[str, LocalComponent], extra_stats:
                     link.forget()
                     for component in components.values():
                         component.start_request()
+                    on_start()
                 case "configure":
                     module: Any = components[message.header["component"]].module
                     module.register_to_config(**message.value)

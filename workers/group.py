@@ -184,7 +184,7 @@ class WorkerGroup:
             num_bytes[event.world_rank] += event.bytes_read
             on_load(
                 f"rank {event.world_rank}: {event.name} in place, {event.bytes_read / 2**20:.1f} MiB "
-                f"in {event.seconds:.2f} s"
+                f"in {event.seconds:.2f} s{_fallback_text(event)}"
             )
         return seconds, tuple(num_bytes)
 
@@ -226,6 +226,10 @@ def _merge(generators: list[Any], deadline: _Deadline) -> Iterator[Any]:
                 yield _get(next(generator), deadline.left())
             except StopIteration:
                 pending.remove(generator)
+
+
+def _fallback_text(event: Any) -> str:
+    return f", {event.residency} instead of as planned: {event.fallback_reason}" if event.fallback_reason else ""
 
 
 def _ignore(_: object) -> None:

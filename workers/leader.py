@@ -12,6 +12,7 @@ import torch
 
 from planner.plan import ComponentKind, Plan
 from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progress, RankStats
+from workers.compilation import GraphWatch
 from workers.component_call import LocalComponent
 from workers.components import RankComponents
 from workers.errors import CallCancelledError, CallError, InvalidCallError, WorkerError
@@ -44,6 +45,7 @@ class Leader:
         self._pipeline = pipeline
         self._lanes = lanes
         self._components = components
+        self._graphs = GraphWatch()
         self._control: RequestControl | None = None
         self._running_id: str | None = None
         self._cancelled_ids: deque[str] = deque(maxlen=_MAX_CANCELLED_IDS)
@@ -96,6 +98,7 @@ class Leader:
             stage_seconds = self._control.stage_seconds
         finally:
             self._end()
+        self._graphs.report()
         logger.info(
             "request %s: encode %.2f s, denoise %.2f s, decode %.2f s", call.request_id, *stage_seconds.values()
         )
@@ -120,6 +123,7 @@ class Leader:
             self._control = RequestControl(deadline_s=call.deadline_s, emit=emit)
             self._running_id = call.request_id
         self._lanes.start_request()
+        self._components.start_request()
 
     def _end(self) -> None:
         self.seam.reset()

@@ -11,6 +11,7 @@ import ray
 
 from planner.plan import Plan
 from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progress
+from workers.compile_cache import keep_compiled_code
 from workers.errors import GroupDiedError, GroupStartError, WorkerError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class RankActor:
 
     def __init__(self, plan_json: str, world_rank: int, num_threads: int) -> None:
         _quiet_libraries()
+        keep_compiled_code()
         self._plan = Plan.model_validate_json(plan_json)
         self._world_rank = world_rank
         self._num_threads = num_threads
@@ -207,6 +209,7 @@ class RankActor:
             self._link,
             components=local_components(self._plan, self._components.modules),
             extra_stats=lambda: {"weight_bytes_read": bytes_read, "peak_bytes": peak_bytes()},
+            on_start=self._components.start_request,
         )
 
 

@@ -47,6 +47,17 @@ ForbidOption = Annotated[
 PrefetchDepth = Annotated[
     int | None, typer.Option(min=1, help="Blocks fetched ahead when streaming.", rich_help_panel=_PLANNING)
 ]
+AttentionOption = Annotated[
+    str,
+    typer.Option(
+        "--attention-backend",
+        help="auto, native, cudnn, flash, efficient or math: the denoisers' attention kernel.",
+        rich_help_panel=_PLANNING,
+    ),
+]
+CompileOption = Annotated[
+    str, typer.Option("--compile", help="auto, blocks or none: compile the denoisers.", rich_help_panel=_PLANNING)
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=_PLANNING)]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_PLANNING)]
 Variant = Annotated[str | None, typer.Option(help="Weights variant, e.g. fp16.", rich_help_panel=_PLANNING)]

@@ -30,6 +30,8 @@ def plan(
     residency: options.ResidencyOption = None,
     forbid: options.ForbidOption = None,
     prefetch_depth: options.PrefetchDepth = None,
+    attention_backend: options.AttentionOption = "auto",
+    compile_mode: options.CompileOption = "auto",
     as_json: options.JsonFlag = False,
 ) -> None:
     """Says how a checkpoint would be run: ranks, residency, load order, memory, and what was ruled out.
@@ -43,7 +45,7 @@ def plan(
         request = options.make_plan_request(
             mode=mode, cfg_degree=cfg_degree, sequence_degree=sequence_degree, fsdp_degree=fsdp_degree,
             residency=residency, forbid=forbid, prefetch_depth=prefetch_depth, size=size, num_frames=num_frames,
-            num_inference_steps=steps, batch_size=batch,
+            num_inference_steps=steps, batch_size=batch, attention_backend=attention_backend, compile=compile_mode,
         )  # fmt: skip
         from planner.cluster import resolve_cluster
 

@@ -1,10 +1,12 @@
 """What ranks do in test_sharding.py. Imported by spawned ranks."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel, PriorTransformer
+from diffusers.models.normalization import FP32LayerNorm
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
@@ -14,6 +16,7 @@ from tests.dist.weights.tiny_models import find_model
 from tests.tiny_checkpoints import make_wan_transformer
 from workers.direct_load import load_component
 from workers.shard_conditions import BlockBoundaries, BoundaryRule
+from workers.norms import cache_norms
 from workers.sharding import (
     ShardedModuleError,
     apply_sharding,
@@ -40,6 +43,7 @@ def all_cases(mesh: DeviceMesh, folder: str) -> dict[str, Any]:
             compiled_blocks,
             borrowed_part_of_a_block,
             read_past_the_call,
+            cached_norms,
         )
     }
 
@@ -279,3 +283,39 @@ def read_past_the_call(mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
     if mesh.get_local_rank() != 0:
         return {"equal": True, "whole": list(whole)}
     return {"equal": torch.equal(prior.post_process_latents(latents), expected), "whole": list(whole)}
+
+
+class NormedBlock(nn.Module):
+    """Its norm computes in float32 from bfloat16 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = FP32LayerNorm(8)
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values + self.linear(self.norm(values))
+
+
+class NormedModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([NormedBlock() for _ in range(3)])
+
+    def forward(self, values: Tensor) -> Tensor:
+        return functools.reduce(lambda result, block: block(result), self.blocks, values)
+
+
+def cached_norms(mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
+    """Casts are kept while FSDP gathers and frees the parameters that they were made from."""
+    torch.manual_seed(0)
+    model = NormedModel().to(torch.bfloat16)
+    for parameter in model.parameters():
+        parameter.data.normal_()
+    values = torch.randn(2, 8, dtype=torch.bfloat16)
+    with torch.no_grad():
+        expected = model(values)
+        count = cache_norms(model)
+        apply_sharding(model, mesh=mesh)
+        equal = [torch.equal(expected, model(values)) for _ in range(3)]
+    return {"equal": equal, "count": count}

@@ -89,3 +89,9 @@ def test_part_of_a_block_that_is_called_past_it_is_gathered(results: list[dict[s
 def test_what_a_pipeline_reads_past_the_call_is_whole_on_every_rank(results: list[dict[str, Any]]) -> None:
     for found in each(results, "read_past_the_call"):
         assert found == {"equal": True, "whole": ["clip_mean", "clip_std"]}
+
+
+def test_norms_keep_their_casts_when_sharded(results: list[dict[str, Any]]) -> None:
+    for found in each(results, "cached_norms"):
+        assert found["equal"] == [True, True, True]
+        assert found["count"] > 0

