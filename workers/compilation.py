@@ -46,7 +46,7 @@ def compile_blocks(module: nn.Module, *, backend: str | Any = "inductor") -> int
 
 
 class GraphWatch:
-    """Says how whole the compiled blocks are, whenever that has changed: a break only costs speed, and nobody sees it."""
+    """Says how whole the compiled blocks are, whenever that has changed: a break costs only speed and is not seen."""
 
     def __init__(self) -> None:
         self._reported = (0, 0)

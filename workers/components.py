@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from planner.plan import ComponentKind, Plan, Residency
 from workers.residency import PlacedComponent, Placer
 from workers.sequence import apply_sequence
+from workers.shared_host import NodeRanks
 from workers.stream_offload import OffloadGroup
 from workers.streaming import StreamedModule
 
@@ -67,16 +68,18 @@ def load_components(
     device: torch.device,
     mesh: DeviceMesh | None,
     sequence: diffusers.ParallelConfig | None = None,
+    node: NodeRanks | None = None,
 ) -> Iterator[ComponentLoaded]:
     """Loads what the plan gives to this rank, in load order, and yields each component as it is in place.
 
-    `mesh` is the rank's FSDP mesh, `sequence` the group of ranks that it shares its denoisers' tokens with.
+    `mesh` is the rank's FSDP mesh, `sequence` the group of ranks that it shares its denoisers' tokens with. With `node`,
+    ranks of one node that stream the same component hold it in host memory once; all of them must load.
 
     Raises:
         LoadError: names the component and what is wrong with it.
         HostMemoryError: host memory is refused, and the plan has no choice that needs less.
     """
-    placer = Placer(plan, device, mesh, into.turns)
+    placer = Placer(plan, device, mesh, into.turns, node)
     streamed: list[tuple[bool, str, StreamedModule]] = []
     for component in sorted(plan.components, key=lambda component: component.load_order):
         if world_rank not in component.ranks:

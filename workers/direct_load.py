@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,15 @@ from workers.stream_files import StoredTensor, find_weight_files, read_headers
 
 logger = logging.getLogger(__name__)
 
-Allocator = Callable[[str, torch.Size, torch.dtype], Tensor]
+
+class TensorPlaces(Protocol):
+    """Where the memory of a model's tensors comes from."""
+
+    def allocate(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Memory for one parameter or buffer, not yet filled."""
+
+    def needs_reading(self, name: str) -> bool:
+        """Whether this rank reads the tensor from its file; False if another one reads it to the same place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,7 @@ def load_component(
     variant: str | None = None,
     mesh: DeviceMesh | None = None,
     compile_blocks: Callable[[nn.Module], object] | None = None,
-    place: Callable[[nn.Module], Allocator] | None = None,
+    place: Callable[[nn.Module], TensorPlaces] | None = None,
     num_readers: int = NUM_READERS,
     on_bytes: Callable[[int], None] | None = None,
 ) -> LoadedComponent:
@@ -73,8 +81,8 @@ def load_component(
         variant: read this variant of the weights if the component has it.
         mesh: shard over it.
         compile_blocks: called on the empty model before it is sharded (FSDP renames classes, compile before).
-        place: given the empty model, says where the memory of a parameter or buffer comes from, by
-            `(name, shape, dtype)`; `torch.empty` on the device if None. For streaming: `streaming_place`.
+        place: given the empty model, says where the memory of its tensors comes from; the device if None. For
+            streaming: `streaming_place`.
         on_bytes: told of each finished piece, from reader threads.
 
     Raises:
@@ -89,7 +97,8 @@ def load_component(
         keys = map_keys(model, stored, indexed=files.indexed)
     except NotOneToOneError as reason:
         return _load_by_library(
-            model_class, folder, dtype=dtype, device=device, variant=variant, mesh=mesh,
+            model_class, folder, dtype=dtype, device=device if place is None else torch.device("cpu"),
+            variant=variant, mesh=mesh,
             compile_blocks=compile_blocks, reason=reason, start=start,
         )  # fmt: skip
     if compile_blocks is not None:
@@ -105,13 +114,26 @@ def load_component(
     return LoadedComponent(model, bytes_read, seconds, "direct", sharding)
 
 
+@dataclass(frozen=True, slots=True)
+class _OnDevice:
+    """Every tensor straight on the device."""
+
+    device: torch.device
+
+    def allocate(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:  # noqa: ARG002
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def needs_reading(self, name: str) -> bool:  # noqa: ARG002
+        return True
+
+
 class _Filler:
     """Replaces a model's empty tensors by real ones that reads go into."""
 
-    def __init__(self, model: nn.Module, device: torch.device, allocate: Allocator | None) -> None:
+    def __init__(self, model: nn.Module, device: torch.device, places: TensorPlaces | None) -> None:
         self._model = model
         self._device = device
-        self._allocate = allocate or (lambda _name, shape, dtype: torch.empty(shape, dtype=dtype, device=device))
+        self._places = places or _OnDevice(device)
         self._names: dict[Tensor, list[str]] = {}
         for name, tensor in model.named_parameters(remove_duplicate=False):
             self._names.setdefault(tensor, []).append(name)
@@ -132,7 +154,9 @@ class _Filler:
             offset, target = self._place_shard(name, empty, stored)
         else:
             offset, target = stored.offset, self._place_whole(name, empty)
-        return [ReadJob(stored.file, offset, stored.dtype, target.view(-1))] if target.numel() else []
+        if not target.numel() or not self._places.needs_reading(name):
+            return []
+        return [ReadJob(stored.file, offset, stored.dtype, target.view(-1))]
 
     def finish(self) -> None:
         """Moves the buffers that no file holds to the device."""
@@ -144,12 +168,12 @@ class _Filler:
     def _place_shard(self, name: str, empty: DTensor, stored: StoredTensor) -> tuple[int, Tensor]:
         mesh = empty.device_mesh
         first, count = shard_rows(stored.shape[0], num_shards=mesh.size(), shard_rank=mesh.get_local_rank())
-        local = self._allocate(name, torch.Size((count, *stored.shape[1:])), empty.dtype)
+        local = self._places.allocate(name, torch.Size((count, *stored.shape[1:])), empty.dtype)
         set_local_shard(self._model, self._names[empty], local)
         return stored.row_range(first, count)[0], local
 
     def _place_whole(self, name: str, empty: Tensor) -> Tensor:
-        values = self._allocate(name, empty.shape, empty.dtype)
+        values = self._places.allocate(name, empty.shape, empty.dtype)
         is_parameter = name in self._parameters
         replacement: Tensor = nn.Parameter(values, requires_grad=False) if is_parameter else values
         replacement.__dict__.update(empty.__dict__)

@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh
 
-from planner.plan import Plan
+from planner.plan import Plan, Residency
 from workers.lanes import LaneLayout
+from workers.shared_host import NodeRanks
 from workers.wire import WireListener, new_key
 
 
@@ -100,6 +101,15 @@ def sequence_mesh(plan: Plan) -> DeviceMesh | None:
         return None
     ranks = torch.arange(plan.group.num_ranks).reshape(-1, 1, degree)
     return DeviceMesh(plan.device, ranks, mesh_dim_names=("groups", "ring", "ulysses"))
+
+
+def node_ranks(plan: Plan, *, world_rank: int, timeout_s: float) -> NodeRanks | None:
+    """The ranks that share this rank's node; None if they have nothing in common. Every rank must call it."""
+    held = {Residency.LAYERWISE, Residency.OFFLOAD}
+    if not any(len(c.ranks) > 1 and c.residency in held for c in plan.components):
+        return None
+    store = dist.PrefixStore("node_ranks", dist.distributed_c10d._get_default_store())  # type: ignore[attr-defined]
+    return NodeRanks(store, world_rank=world_rank, num_ranks=plan.group.num_ranks, timeout_s=timeout_s)
 
 
 def _bind_to_interface_of(host: str) -> None:

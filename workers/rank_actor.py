@@ -41,6 +41,7 @@ class RankActor:
         self._door: LeaderDoor | None = None
         self._link: Link | None = None
         self._links: dict[int, Link] = {}
+        self._timeout_s = 600.0
         self._leader: Leader | None = None
         self._death: GroupDiedError | None = None
         self._waiting: set[queue.SimpleQueue[Any]] = set()
@@ -132,6 +133,7 @@ class RankActor:
     def _join(self, rendezvous: "Rendezvous | None", timeout_s: float) -> None:
         import torch
 
+        self._timeout_s = timeout_s
         if self._plan.device == "cuda":
             if not torch.cuda.is_available():
                 raise GroupStartError(f"rank {self._world_rank} has no CUDA device, but the plan is for GPUs")
@@ -173,16 +175,17 @@ class RankActor:
 
     def _load(self, emit: Any) -> None:
         from workers.components import RankComponents, load_components
-        from workers.process_group import sequence_mesh, shard_mesh
+        from workers.process_group import node_ranks, sequence_mesh, shard_mesh
         from workers.sequence import sequence_config
 
         is_alone = self._plan.group.num_ranks == 1
         mesh = None if is_alone else shard_mesh(self._plan)
         split = None if is_alone else sequence_mesh(self._plan)
+        node = None if is_alone else node_ranks(self._plan, world_rank=self._world_rank, timeout_s=self._timeout_s)
         self._components = RankComponents()
         for loaded in load_components(
             self._plan, self._components, world_rank=self._world_rank, device=self._device(), mesh=mesh,
-            sequence=None if split is None else sequence_config(split),
+            sequence=None if split is None else sequence_config(split), node=node,
         ):  # fmt: skip
             emit(loaded)
 

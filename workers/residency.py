@@ -15,8 +15,9 @@ from workers.direct_load import LoadedComponent, load_component
 from workers.errors import LoadError
 from workers.host_limits import host_budget_bytes
 from workers.norms import cache_norms
+from workers.shared_host import NodeRanks, SharedHost
 from workers.stream_engine import HostMemory, HostMemoryError
-from workers.stream_offload import OffloadGroup, apply_offload
+from workers.stream_offload import OffloadGroup, apply_offload, offload_place
 from workers.streaming import StreamedModule, apply_streaming, streaming_place
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Placer:
 
     Attributes:
         turns: the offloaded components, which take turns on the device.
+        node: the ranks of this rank's node, which hold streamed weights together; None on a group of one.
         host_bytes: host memory taken so far for streamed and offloaded weights.
     """
 
@@ -53,6 +55,7 @@ class Placer:
     device: torch.device
     mesh: DeviceMesh | None
     turns: OffloadGroup
+    node: NodeRanks | None = None
     host_bytes: int = 0
     _assignment: dict[str, ResidencyChoice] = field(default_factory=dict)
     _placed: dict[str, ResidencyChoice] = field(default_factory=dict)
@@ -65,6 +68,8 @@ class Placer:
             HostMemoryError: host memory is refused, and the plan has no choice that needs less of it.
         """
         choice = self._assignment.get(component.name) or _planned(component)
+        if choice != _planned(component):
+            self._leave_to_peers(component)
         reason: str | None = None
         while True:
             try:
@@ -119,16 +124,18 @@ class Placer:
                 loaded = load(device=self.device, mesh=self.mesh)
                 self._prepare(component, loaded)
             case Residency.OFFLOAD:
-                host = self._host_memory()
-                loaded = load(device=torch.device("cpu"))
+                host = self._host_memory(component, choice)
+                loaded = load(device=torch.device("cpu"), place=offload_place(host=host))
+                host.finish_filling()
                 self._prepare(component, loaded)
                 apply_offload(loaded.module, device=self.device, group=self.turns, host=host)
                 self.host_bytes += host.taken_bytes
             case Residency.LAYERWISE:
-                host = self._host_memory()
+                host = self._host_memory(component, choice)
                 num_resident = choice.num_resident_blocks or 0
                 place = streaming_place(device=self.device, num_resident_blocks=num_resident, host=host)
                 loaded = load(device=self.device, place=place)
+                host.finish_filling()
                 self._prepare(component, loaded)
                 streamed = apply_streaming(
                     loaded.module,
@@ -145,9 +152,20 @@ class Placer:
         if component.kind in _WITH_NORMS and (count := cache_norms(loaded.module)):
             logger.info("%s: %d float32 norms keep their casts", component.name, count)
 
-    def _host_memory(self) -> HostMemory:
+    def _host_memory(self, component: ComponentPlan, choice: ResidencyChoice) -> HostMemory:
         budget = host_budget_bytes(self.plan, taken_bytes=self.host_bytes)
-        return HostMemory(max_bytes=budget, pin=self.device.type == "cuda")
+        return HostMemory(max_bytes=budget, pin=self.device.type == "cuda", shared=self._share(component, choice))
+
+    def _leave_to_peers(self, component: ComponentPlan) -> None:
+        """Peers that still follow the plan for this component must not wait for this rank."""
+        shared = self._share(component, _planned(component))
+        if shared is not None and component.residency in (Residency.LAYERWISE, Residency.OFFLOAD):
+            shared.withdraw(f"rank {shared.filler_rank} has fallen back to another residency")
+
+    def _share(self, component: ComponentPlan, choice: ResidencyChoice) -> SharedHost | None:
+        if self.node is None:
+            return None
+        return self.node.share(f"{component.name}/{_text(choice)}", holders=component.ranks)
 
 
 def _planned(component: ComponentPlan) -> ResidencyChoice:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from workers.errors import WorkerError
+from workers.shared_host import SharedHost, SharingRefusedError
 
 cuda: Any = torch.cuda  # its classes are untyped in some releases of torch
 
@@ -85,13 +86,15 @@ class HostMemory:
     allocating pinned memory took about 1 s a GiB and rounds up to powers of two.
 
     Args:
-        max_bytes: refuse to take more; None for no limit.
+        max_bytes: refuse to take more; None for no limit. Memory that a peer has taken does not count.
         pin: register with CUDA.
+        shared: take the buffers together with the other ranks of this node that hold the same weights.
     """
 
-    def __init__(self, *, max_bytes: int | None = None, pin: bool = False) -> None:
+    def __init__(self, *, max_bytes: int | None = None, pin: bool = False, shared: SharedHost | None = None) -> None:
         self._max_bytes = max_bytes
         self._pin = pin
+        self._shared = shared
         self._buffers: list[Tensor] = []
         self._pinned: list[int] = []
         self.taken_bytes = 0
@@ -100,22 +103,55 @@ class HostMemory:
         """A (num_bytes,) uint8 buffer, page-aligned, not yet touched.
 
         Raises:
-            HostMemoryError: it would exceed the budget.
+            HostMemoryError: it would exceed the budget, here or on the rank that takes it for all.
         """
-        if self._max_bytes is not None and self.taken_bytes + num_bytes > self._max_bytes:
-            raise HostMemoryError(
-                f"streaming needs {(self.taken_bytes + num_bytes) / 2**30:.2f} GiB of host memory or more, "
-                f"{self._max_bytes / 2**30:.2f} GiB are allowed: keep more blocks resident, or raise the host budget"
-            )
-        self.taken_bytes += num_bytes
         if num_bytes == 0:
             return torch.empty(0, dtype=torch.uint8)
-        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = self._take_shared(num_bytes) or self._take_private(num_bytes)
         with contextlib.suppress(OSError):  # kernels without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
         buffer = torch.frombuffer(memory, dtype=torch.uint8)
         self._buffers.append(buffer)
         return buffer
+
+    @property
+    def is_filled_by_peer(self) -> bool:
+        """Whether another rank reads the weights into the buffers taken so far."""
+        return self._shared is not None and self._shared.is_filled_by_peer
+
+    def finish_filling(self) -> None:
+        """After loading, on every rank that shares the buffers: returns when they are filled."""
+        if self._shared is not None:
+            self._shared.finish()
+
+    def _take_shared(self, num_bytes: int) -> mmap.mmap | None:
+        if self._shared is None:
+            return None
+        if self._shared.is_filler:
+            self._check_budget(num_bytes)
+        try:
+            memory = self._shared.map(num_bytes)
+        except SharingRefusedError as error:
+            raise HostMemoryError(str(error)) from error
+        if memory is not None and self._shared.is_filler:
+            self.taken_bytes += num_bytes
+        return memory
+
+    def _take_private(self, num_bytes: int) -> mmap.mmap:
+        self._check_budget(num_bytes)
+        self.taken_bytes += num_bytes
+        return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+    def _check_budget(self, num_bytes: int) -> None:
+        if self._max_bytes is None or self.taken_bytes + num_bytes <= self._max_bytes:
+            return
+        reason = (
+            f"streaming needs {(self.taken_bytes + num_bytes) / 2**30:.2f} GiB of host memory or more, "
+            f"{self._max_bytes / 2**30:.2f} GiB are allowed: keep more blocks resident, or raise the host budget"
+        )
+        if self._shared is not None:
+            self._shared.refuse(reason)
+        raise HostMemoryError(reason)
 
     def find(self, first: Tensor, num_bytes: int) -> Tensor | None:
         """The buffer that starts where `first` lies and holds `num_bytes`, if any."""
@@ -133,6 +169,7 @@ class HostMemory:
         if not self._pin:
             return
         runtime: Any = cuda.cudart()
+        total = sum(buffer.nbytes for buffer in self._buffers)
         for buffer in self._buffers:
             if buffer.data_ptr() in self._pinned:
                 continue
@@ -140,7 +177,7 @@ class HostMemory:
             if code != 0:
                 self.release()
                 raise HostMemoryError(
-                    f"cannot pin {self.taken_bytes / 2**30:.2f} GiB of host memory for streaming (CUDA error {code}): "
+                    f"cannot pin {total / 2**30:.2f} GiB of host memory for streaming (CUDA error {code}): "
                     f"raise the container's memory or locked-memory limit, or choose resident, sharded or offload"
                 )
             self._pinned.append(buffer.data_ptr())

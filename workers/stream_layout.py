@@ -72,6 +72,37 @@ class BlockLayout:
             entry.tensor.data = view
 
 
+class FlatPlaces:
+    """For loading: the tensors of layouts lie in flat host buffers, all others on the device.
+
+    Host bytes, taken at once: the layouts'.
+
+    Raises:
+        HostMemoryError: it would exceed the budget.
+    """
+
+    def __init__(
+        self, empty: nn.Module, layouts: Iterable[BlockLayout], *, device: torch.device, host: HostMemory
+    ) -> None:
+        self._device = device
+        self._host = host
+        places: dict[int, Tensor] = {}
+        for layout in layouts:
+            views = layout.views(host.take(layout.num_bytes))
+            places.update({id(entry.tensor): view for entry, view in zip(layout.entries, views, strict=True)})
+        states = [*empty.named_parameters(remove_duplicate=False), *empty.named_buffers(remove_duplicate=False)]
+        self._views = {name: places[id(tensor)] for name, tensor in states if id(tensor) in places}
+
+    def allocate(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """The tensor's view of its flat buffer, else memory on the device."""
+        view = self._views.get(name)
+        return view if view is not None else torch.empty(shape, dtype=dtype, device=self._device)
+
+    def needs_reading(self, name: str) -> bool:
+        """False for what a peer reads into the shared buffers."""
+        return name not in self._views or not self._host.is_filled_by_peer
+
+
 def plan_layouts(
     model: nn.Module, block_names: Iterable[str], *, borrowed: Iterable[str] = ()
 ) -> tuple[BlockLayout, ...]:

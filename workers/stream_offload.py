@@ -17,6 +17,7 @@ from workers.sharding import FORWARD_METHODS, is_sharded
 from workers.stream_engine import CopyEngine, HostMemory, make_engine
 from workers.stream_layout import (
     BlockLayout,
+    FlatPlaces,
     StreamingRefusedError,
     plan_layouts,
     refuse_moves,
@@ -95,6 +96,15 @@ class OffloadedModule:
             self._buffer = None
 
 
+def offload_place(*, host: HostMemory) -> Callable[[nn.Module], FlatPlaces]:
+    """For `load_component(place=...)`: reads the whole component into one flat host buffer."""
+
+    def place(empty: nn.Module) -> FlatPlaces:
+        return FlatPlaces(empty, plan_layouts(empty, [""]), device=torch.device("cpu"), host=host)
+
+    return place
+
+
 def apply_offload(
     module: nn.Module,
     *,
@@ -109,7 +119,7 @@ def apply_offload(
     Host bytes: the module once. Device bytes: the module while it is loaded, nothing otherwise.
 
     Args:
-        module: on the CPU.
+        module: on the CPU; nothing is copied if `offload_place` already put it there.
         group: whose members it takes turns with.
         forward_methods: entry points beside the call (`decode`, `encode`, ...); absent ones are skipped.
         host: buffers and budget; without limit if None.

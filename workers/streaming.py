@@ -18,6 +18,7 @@ from workers.sharding import is_sharded
 from workers.stream_engine import CopyEngine, HostMemory, make_engine
 from workers.stream_layout import (
     BlockLayout,
+    FlatPlaces,
     StreamingRefusedError,
     named_tensors,
     plan_layouts,
@@ -247,26 +248,16 @@ def streaming_place(
     num_resident_blocks: int,
     host: HostMemory,
     boundaries: BlockBoundaries | None = None,
-) -> Callable[[nn.Module], Callable[[str, torch.Size, torch.dtype], Tensor]]:
+) -> Callable[[nn.Module], FlatPlaces]:
     """For `load_component(place=...)`: reads streamed blocks into their flat host buffers, the rest to the device."""
 
-    def place(empty: nn.Module) -> Callable[[str, torch.Size, torch.dtype], Tensor]:
+    def place(empty: nn.Module) -> FlatPlaces:
         found = boundaries or resolve_boundaries(empty)
         names = found.outermost()
         resident = resident_blocks(len(names), num_resident_blocks)
         streamed = [name for index, name in enumerate(names) if index not in resident]
-        places: dict[int, Tensor] = {}
-        for layout in plan_layouts(empty, streamed, borrowed=found.borrowed):
-            views = layout.views(host.take(layout.num_bytes))
-            places.update({id(entry.tensor): view for entry, view in zip(layout.entries, views, strict=True)})
-        states = [*empty.named_parameters(remove_duplicate=False), *empty.named_buffers(remove_duplicate=False)]
-        by_name = {name: places.get(id(tensor)) for name, tensor in states}
-
-        def allocate(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-            view = by_name.get(name)
-            return view if view is not None else torch.empty(shape, dtype=dtype, device=device)
-
-        return allocate
+        layouts = plan_layouts(empty, streamed, borrowed=found.borrowed)
+        return FlatPlaces(empty, layouts, device=device, host=host)
 
     return place
 

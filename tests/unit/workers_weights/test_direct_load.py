@@ -266,11 +266,15 @@ def test_what_does_not_map_one_to_one_goes_to_the_library(
 def test_memory_can_be_given(transformer: Path) -> None:
     given: dict[str, torch.Tensor] = {}
 
-    def allocate(name: str, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-        given[name] = torch.empty(shape, dtype=dtype)
-        return given[name]
+    class Places:
+        def allocate(self, name: str, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+            given[name] = torch.empty(shape, dtype=dtype)
+            return given[name]
 
-    module = load_transformer(transformer, place=lambda _model: allocate).module
+        def needs_reading(self, name: str) -> bool:
+            return True
+
+    module = load_transformer(transformer, place=lambda _model: Places()).module
     assert {name: tensor.data_ptr() for name, tensor in given.items()} == {
         name: tensor.data_ptr() for name, tensor in module.state_dict().items()
     }
