@@ -5,6 +5,7 @@ import os
 import queue
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -42,6 +43,7 @@ class RankActor:
         self._link: Link | None = None
         self._links: dict[int, Link] = {}
         self._timeout_s = 600.0
+        self._checkpoint = ExitStack()  # keeps a fetched checkpoint in the node's cache until nothing reads it any more
         self._leader: Leader | None = None
         self._death: GroupDiedError | None = None
         self._waiting: set[queue.SimpleQueue[Any]] = set()
@@ -175,9 +177,12 @@ class RankActor:
 
     def _load(self, emit: Any) -> None:
         from workers.components import RankComponents, load_components
+        from workers.fetch import open_checkpoint
         from workers.process_group import node_ranks, sequence_mesh, shard_mesh
         from workers.sequence import sequence_config
 
+        folder = self._checkpoint.enter_context(open_checkpoint(self._plan.checkpoint, timeout_s=self._timeout_s))
+        self._plan = self._plan.model_copy(update={"checkpoint": str(folder)})
         is_alone = self._plan.group.num_ranks == 1
         mesh = None if is_alone else shard_mesh(self._plan)
         split = None if is_alone else sequence_mesh(self._plan)
@@ -198,6 +203,7 @@ class RankActor:
         local = local_components(self._plan, self._components.modules)
         lanes = Lanes(lane_layout(self._plan), local=local, links=self._links, on_death=self._on_death)
         pipeline = build_pipeline(self._plan, self._components)
+        self._checkpoint.close()
         self._leader = Leader(pipeline, lanes, components=self._components)
         return self._leader.describe(load_seconds=load_seconds, weight_bytes_read=weight_bytes_read)
 
@@ -207,6 +213,7 @@ class RankActor:
         from workers.memory import peak_bytes
 
         assert self._link is not None
+        self._checkpoint.close()
         bytes_read = self._components.bytes_read
         follow(
             self._link,

@@ -10,7 +10,17 @@ from workers.group import WorkerGroup
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def node_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folders of the session for what ranks keep on their node: fetched checkpoints, compiled code."""
+    folder = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HELIOGRAPH_CHECKPOINT_CACHE", str(folder / "checkpoints"))
+        environment.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "compiled"))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(node_caches: Path) -> Iterator[None]:
     with local_ray():
         yield
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from planner.plan import Residency, ResidencyChoice
+from planner.plan import Compilation, Residency, ResidencyChoice
 from tests.dist.test_group import ARGUMENTS, plain_pipeline, start_group  # noqa: F401
 from tests.plans import make_wan_plan
+from tests.range_server import serve
 from workers.calls import GenerateCall
 from workers.errors import GroupStartError
 from workers.group import WorkerGroup
@@ -68,3 +69,34 @@ def test_two_streaming_lanes_give_the_plain_pipelines_result(
     assert group.describe().weight_bytes_read[1] < 0.5 * whole  # rank 0 fills the blocks for both
     for _ in range(2):
         assert torch.equal(group.generate(GenerateCall(LATENTS, seed=3)).output, expected)
+
+
+def test_a_remote_checkpoint_is_fetched_once_for_both_ranks(
+    tiny_wan: Path,
+    node_caches: Path,
+    start_group: Callable[..., WorkerGroup],  # noqa: F811
+) -> None:
+    plan = make_wan_plan(tiny_wan, num_ranks=2, cfg_degree=2)
+    with serve(tiny_wan) as (url, sent):
+        group = start_group(plan.model_copy(update={"checkpoint": url}))
+    (weights,) = (tiny_wan / "vae").glob("*.safetensors")
+    encoder = (tiny_wan / "text_encoder" / "model.safetensors").stat().st_size
+    assert sent["model.safetensors"] == encoder
+    assert sent[weights.name] == weights.stat().st_size + (tiny_wan / "transformer" / weights.name).stat().st_size
+    assert len([entry for entry in (node_caches / "checkpoints").iterdir() if entry.is_dir()]) == 1
+    expected = plain_pipeline(tiny_wan, output_type="latent")
+    assert torch.equal(group.generate(GenerateCall(LATENTS, seed=3)).output, expected)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
+@pytest.mark.timeout(300)
+def test_compiled_blocks_give_the_result_and_are_kept_on_the_node(tiny_wan: Path, node_caches: Path) -> None:
+    plan = make_wan_plan(tiny_wan, residency={"transformer": Residency.LAYERWISE})
+    group = WorkerGroup.start(plan.model_copy(update={"compile": Compilation.BLOCKS}), timeout_s=90)
+    try:
+        result = group.generate(GenerateCall(LATENTS, seed=3))
+    finally:
+        group.shutdown()
+    assert torch.allclose(result.output, plain_pipeline(tiny_wan, output_type="latent"), atol=1e-4)
+    assert any((node_caches / "compiled").rglob("*.so")) or any((node_caches / "compiled").rglob("*.py"))

@@ -1,0 +1,383 @@
+"""A checkpoint behind a URL comes to a node once, into a bounded cache of folders that are whole or not there.
+
+    CACHE/KEY/          a whole checkpoint (KEY names URL, sizes and versions of its files)
+    CACHE/KEY.lock      held by the rank that fetches; the others of the node wait for it
+    CACHE/KEY.part/     what is being fetched; renamed when all is there, checked and synced
+
+The lock is the kernel's (`flock`): it goes with its process, so a killed rank blocks nobody, and what it left is
+fetched anew. Folders are given up least recently used first.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+
+from workers.errors import LoadError
+from workers.stream_files import read_headers
+
+logger = logging.getLogger(__name__)
+
+NUM_STREAMS = 8
+RANGE_BYTES = 32 * 2**20
+LOCK_POLL_S = 0.1
+REPORT_EVERY_S = 5.0
+_WANTED = (".json", ".safetensors", ".txt", ".model", ".jinja", ".sha256")
+_COMPLETE = ".heliograph-complete"
+CHECKSUMS = "checksums.sha256"
+"""Optional, beside `model_index.json`: lines of `sha256sum`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """One file of a remote checkpoint. `name` is relative to it; `version` is an etag or time, where there is one."""
+
+    name: str
+    path: str
+    num_bytes: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class FetchProgress:
+    """How far a fetch is."""
+
+    done_bytes: int
+    total_bytes: int
+    seconds: float
+
+    @property
+    def gb_s(self) -> float:
+        return self.done_bytes / 1e9 / max(self.seconds, 1e-9)
+
+
+def is_remote(checkpoint: str) -> bool:
+    """Whether it is a URL and not a folder of this machine."""
+    return "://" in checkpoint and not checkpoint.startswith("file://")
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """Where fetched checkpoints are kept on a node, and how many bytes of them."""
+
+    folder: Path
+    max_bytes: int
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] = os.environ) -> "CacheSettings":
+        """`HELIOGRAPH_CHECKPOINT_CACHE` (a folder) and `HELIOGRAPH_CHECKPOINT_CACHE_GIB`.
+
+        Without them: a folder under the user's cache folder, and four fifths of the disk that it lies on.
+        """
+        base = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = Path(environment.get("HELIOGRAPH_CHECKPOINT_CACHE") or base / "heliograph" / "checkpoints")
+        folder.mkdir(parents=True, exist_ok=True)
+        limit = environment.get("HELIOGRAPH_CHECKPOINT_CACHE_GIB")
+        return cls(folder, int(float(limit) * 2**30) if limit else shutil.disk_usage(folder).total * 4 // 5)
+
+
+@contextlib.contextmanager
+def open_checkpoint(checkpoint: str, *, timeout_s: float, cache: CacheSettings | None = None) -> Iterator[Path]:
+    """The checkpoint's folder on this machine; a remote one is fetched first, and stays in the cache meanwhile.
+
+    Raises:
+        LoadError: see `fetch_checkpoint`.
+    """
+    if not is_remote(checkpoint):
+        yield Path(checkpoint.removeprefix("file://"))
+        return
+    cache = cache or CacheSettings.read()
+    with contextlib.ExitStack() as stack:
+        while True:
+            folder = fetch_checkpoint(checkpoint, cache=cache.folder, max_bytes=cache.max_bytes, timeout_s=timeout_s)
+            lock = stack.enter_context(_beside(folder, ".lock").open("a"))
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if (folder / _COMPLETE).is_file():
+                break
+            stack.close()  # it left the cache in between
+        yield folder
+
+
+def fetch_checkpoint(
+    url: str,
+    *,
+    cache: Path,
+    max_bytes: int,
+    timeout_s: float,
+    num_streams: int = NUM_STREAMS,
+    range_bytes: int = RANGE_BYTES,
+    on_progress: Callable[[FetchProgress], None] | None = None,
+) -> Path:
+    """The local folder of a remote checkpoint; one process of the node fetches it, the others wait.
+
+    Host bytes: `num_streams * range_bytes`. Only configuration, tokenizer and safetensors files are fetched.
+
+    Args:
+        cache: one folder a node; may be on a disk that other nodes do not see.
+        max_bytes: of all checkpoints in the cache; those that nobody reads go, used longest ago first.
+        timeout_s: for a fetch by another process.
+        on_progress: told of each finished range; the log gets a line every few seconds.
+
+    Raises:
+        LoadError: it cannot be reached, does not fit the cache, or what came is not whole.
+    """
+    files = list_remote(url)
+    total = sum(file.num_bytes for file in files)
+    if total > max_bytes:
+        raise LoadError(f"{url} has {total / 2**30:.2f} GiB, the cache {cache} may hold {max_bytes / 2**30:.2f} GiB")
+    cache.mkdir(parents=True, exist_ok=True)
+    folder = cache / _key(url, files)
+    if not (folder / _COMPLETE).is_file():
+        with _locked(_beside(folder, ".lock"), timeout_s=timeout_s, what=url):
+            if not (folder / _COMPLETE).is_file():
+                with _locked(cache / ".room.lock", timeout_s=timeout_s, what="the cache's room"):
+                    _make_room(cache, max_bytes - total, keep=folder)
+                    _reserve(_beside(folder, ".part"), files)
+                _fetch_all(url, files, folder, num_streams, range_bytes, on_progress)
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(folder / _COMPLETE)
+    return folder
+
+
+def list_remote(url: str) -> tuple[RemoteFile, ...]:
+    """The files that a checkpoint needs: of its top folder and its components' folders.
+
+    Raises:
+        LoadError: it cannot be listed, has no `model_index.json`, or a file's size or name is not usable.
+    """
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url.rstrip("/"))
+        found: dict[str, dict[str, Any]] = filesystem.find(root, maxdepth=2, detail=True)
+        found = {path: info if info.get("size") is not None else filesystem.info(path) for path, info in found.items()}
+    except (OSError, ValueError, ImportError) as error:
+        raise LoadError(f"{url} cannot be listed: {type(error).__name__}: {error}") from error
+    files = [_remote_file(url, root, path, info) for path, info in sorted(found.items()) if path.endswith(_WANTED)]
+    if not any(file.name == "model_index.json" for file in files):
+        raise LoadError(f"{url} has no model_index.json: give the folder of a checkpoint in diffusers layout")
+    return tuple(files)
+
+
+def _remote_file(url: str, root: str, path: str, info: dict[str, Any]) -> RemoteFile:
+    name = PurePosixPath(path.removeprefix(root.rstrip("/")).lstrip("/"))
+    if name.is_absolute() or ".." in name.parts or not 1 <= len(name.parts) <= 2 or not str(name).isprintable():
+        raise LoadError(f"{url} lists {path!r}, which is not a name inside it")
+    if info.get("size") is None:
+        raise LoadError(f"{url}: the size of {name} is not known; the server must state it")
+    version = next(
+        (str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified", "created") if info.get(key)), ""
+    )
+    return RemoteFile(str(name), path, int(info["size"]), version)
+
+
+def _key(url: str, files: Sequence[RemoteFile]) -> str:
+    content = json.dumps([url.rstrip("/"), [(file.name, file.num_bytes, file.version) for file in files]])
+    return f"{PurePosixPath(url.rstrip('/')).name[:40]}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+
+def _fetch_all(
+    url: str,
+    files: Sequence[RemoteFile],
+    folder: Path,
+    num_streams: int,
+    range_bytes: int,
+    on_progress: Callable[[FetchProgress], None] | None,
+) -> None:
+    part = _beside(folder, ".part")
+    filesystem, _ = fsspec.core.url_to_fs(url)
+    progress = _Progress(url, sum(file.num_bytes for file in files), on_progress)
+    ranges = [(file, offset) for file in files for offset in range(0, file.num_bytes, range_bytes)]
+    try:
+        with ThreadPoolExecutor(num_streams, thread_name_prefix="fetch") as pool:
+            futures = [pool.submit(_fetch_range, filesystem, part, *piece, range_bytes) for piece in ranges]
+            try:
+                for future in futures:
+                    progress.add(future.result())
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        _check_whole(part)
+        _sync(part)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+    _sync_folder(folder.parent)
+    progress.report_end()
+
+
+def _reserve(part: Path, files: Sequence[RemoteFile]) -> None:
+    """Lays the files out at their full length, without their contents: their sizes count for the cache from now on."""
+    shutil.rmtree(part, ignore_errors=True)
+    for file in files:
+        target = part / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as stream:
+            stream.truncate(file.num_bytes)
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(folder.name + suffix)
+
+
+def _fetch_range(filesystem: Any, part: Path, file: RemoteFile, offset: int, range_bytes: int) -> int:
+    length = min(range_bytes, file.num_bytes - offset)
+    try:
+        data: bytes = filesystem.cat_file(file.path, start=offset, end=offset + length)
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{file.path} cannot be read at byte {offset}: {type(error).__name__}: {error}") from error
+    if len(data) != length:
+        raise LoadError(f"{file.path} is short at byte {offset}: {len(data)} bytes of {length} came")
+    try:
+        with (part / file.name).open("r+b") as stream:
+            stream.seek(offset)
+            stream.write(data)
+    except OSError as error:
+        raise LoadError(f"{part / file.name} cannot be written: {error}") from error
+    return length
+
+
+def _check_whole(part: Path) -> None:
+    """Every safetensors file against its header, and every file against the checkpoint's own checksums, if it has any.
+
+    Raises:
+        LoadError: names the file.
+    """
+    for file in sorted(part.rglob("*.safetensors")):
+        read_headers([file])
+    listed = part / CHECKSUMS
+    if listed.is_file():
+        check_checksums(part, listed.read_text("utf-8"))
+
+
+def check_checksums(folder: Path, listed: str) -> int:
+    """Compares files with lines of `sha256sum`; returns how many were compared.
+
+    Raises:
+        LoadError: a file differs, or a line is not of this kind.
+    """
+    count = 0
+    for line in filter(None, listed.splitlines()):
+        expected, _, name = line.partition(" ")
+        name = name.strip().lstrip("*").removeprefix("./")
+        parts = PurePosixPath(name).parts
+        if len(expected) != 64 or not parts or ".." in parts or PurePosixPath(name).is_absolute():
+            raise LoadError(f"{folder / CHECKSUMS}: {line[:100]!r} is not a line of sha256sum")
+        if not (folder / name).is_file():
+            continue  # files that are not needed are not fetched
+        with (folder / name).open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != expected.lower():
+            raise LoadError(f"{folder / name} is damaged: its SHA-256 is {found}, {CHECKSUMS} says {expected}")
+        count += 1
+    return count
+
+
+def _sync(part: Path) -> None:
+    (part / _COMPLETE).touch()
+    for file in part.rglob("*"):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+    for folder in [*(entry for entry in part.rglob("*") if entry.is_dir()), part]:
+        _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _make_room(cache: Path, room_bytes: int, *, keep: Path) -> None:
+    """Removes the checkpoints used longest ago until the others take `room_bytes` at most; used ones are spared."""
+    sizes: dict[Path, int] = {}
+    for entry in cache.iterdir():
+        if not entry.is_dir() or entry in (keep, _beside(keep, ".part")):
+            continue
+        is_rest = entry.suffix == ".part" or not (entry / _COMPLETE).is_file()
+        if not (is_rest and _remove_unlocked(entry)):
+            sizes[entry] = sum(file.stat().st_size for file in entry.rglob("*") if file.is_file())
+    held = sum(sizes.values())
+    whole = [entry for entry in sizes if entry.suffix != ".part"]
+    for entry in sorted(whole, key=lambda entry: (entry / _COMPLETE).stat().st_mtime):
+        if held > room_bytes and _remove_unlocked(entry):
+            held -= sizes[entry]
+            logger.info("%s leaves the cache: %.2f GiB", entry.name, sizes[entry] / 2**30)
+    if held > room_bytes:
+        raise LoadError(
+            f"{cache} is full of checkpoints in use: they take {held / 2**30:.2f} GiB, and "
+            f"{max(0, room_bytes) / 2**30:.2f} GiB would leave room for this one; give the cache more bytes"
+        )
+
+
+def _remove_unlocked(entry: Path) -> bool:
+    """Removes a checkpoint, or the rest of a fetch, unless somebody holds its lock."""
+    name = entry.name.removesuffix(".part")
+    with entry.with_name(f"{name}.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        (entry / _COMPLETE).unlink(missing_ok=True)  # first: whatever happens now, it is not taken for whole
+        shutil.rmtree(entry, ignore_errors=True)
+        return True
+
+
+@contextlib.contextmanager
+def _locked(file: Path, *, timeout_s: float, what: str) -> Iterator[None]:
+    deadline = time.monotonic() + timeout_s
+    with file.open("a") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise LoadError(f"{what} is still being fetched by another process after {timeout_s:g} s") from None
+                time.sleep(LOCK_POLL_S)
+        yield
+
+
+class _Progress:
+    def __init__(self, url: str, total: int, on_progress: Callable[[FetchProgress], None] | None) -> None:
+        self._url = url
+        self._total = total
+        self._on_progress = on_progress
+        self._start = self._reported = time.monotonic()
+        self._done = 0
+
+    def add(self, num_bytes: int) -> None:
+        self._done += num_bytes
+        now = time.monotonic()
+        state = self._state(now)
+        if self._on_progress is not None:
+            self._on_progress(state)
+        if now - self._reported >= REPORT_EVERY_S:
+            self._reported = now
+            logger.info(
+                "fetching %s: %.2f of %.2f GB, %.2f GB/s",
+                self._url,
+                state.done_bytes / 1e9,
+                self._total / 1e9,
+                state.gb_s,
+            )
+
+    def report_end(self) -> None:
+        state = self._state(time.monotonic())
+        logger.info("fetched %s: %.2f GB in %.2f s, %.2f GB/s", self._url, self._total / 1e9, state.seconds, state.gb_s)
+
+    def _state(self, now: float) -> FetchProgress:
+        return FetchProgress(self._done, self._total, now - self._start)
