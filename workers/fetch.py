@@ -9,14 +9,13 @@ fetched anew. Folders are given up least recently used first.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,6 +23,8 @@ from typing import Any
 
 import fsspec
 
+from workers.checkpoint_cache import COMPLETE, CacheSettings, beside, locked, make_room, reading, sync, sync_folder
+from workers.checksums import CHECKSUMS, check_checksums
 from workers.errors import LoadError
 from workers.stream_files import read_headers
 
@@ -31,12 +32,8 @@ logger = logging.getLogger(__name__)
 
 NUM_STREAMS = 8
 RANGE_BYTES = 32 * 2**20
-LOCK_POLL_S = 0.1
 REPORT_EVERY_S = 5.0
 _WANTED = (".json", ".safetensors", ".txt", ".model", ".jinja", ".sha256")
-_COMPLETE = ".heliograph-complete"
-CHECKSUMS = "checksums.sha256"
-"""Optional, beside `model_index.json`: lines of `sha256sum`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +64,6 @@ def is_remote(checkpoint: str) -> bool:
     return "://" in checkpoint and not checkpoint.startswith("file://")
 
 
-@dataclass(frozen=True, slots=True)
-class CacheSettings:
-    """Where fetched checkpoints are kept on a node, and how many bytes of them."""
-
-    folder: Path
-    max_bytes: int
-
-    @classmethod
-    def read(cls, environment: Mapping[str, str] = os.environ) -> "CacheSettings":
-        """`HELIOGRAPH_CHECKPOINT_CACHE` (a folder) and `HELIOGRAPH_CHECKPOINT_CACHE_GIB`.
-
-        Without them: a folder under the user's cache folder, and four fifths of the disk that it lies on.
-        """
-        base = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = Path(environment.get("HELIOGRAPH_CHECKPOINT_CACHE") or base / "heliograph" / "checkpoints")
-        folder.mkdir(parents=True, exist_ok=True)
-        limit = environment.get("HELIOGRAPH_CHECKPOINT_CACHE_GIB")
-        return cls(folder, int(float(limit) * 2**30) if limit else shutil.disk_usage(folder).total * 4 // 5)
-
-
 @contextlib.contextmanager
 def open_checkpoint(checkpoint: str, *, timeout_s: float, cache: CacheSettings | None = None) -> Iterator[Path]:
     """The checkpoint's folder on this machine; a remote one is fetched first, and stays in the cache meanwhile.
@@ -98,15 +75,12 @@ def open_checkpoint(checkpoint: str, *, timeout_s: float, cache: CacheSettings |
         yield Path(checkpoint.removeprefix("file://"))
         return
     cache = cache or CacheSettings.read()
-    with contextlib.ExitStack() as stack:
-        while True:
-            folder = fetch_checkpoint(checkpoint, cache=cache.folder, max_bytes=cache.max_bytes, timeout_s=timeout_s)
-            lock = stack.enter_context(_beside(folder, ".lock").open("a"))
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            if (folder / _COMPLETE).is_file():
-                break
-            stack.close()  # it left the cache in between
-        yield folder
+    while True:
+        folder = fetch_checkpoint(checkpoint, cache=cache.folder, max_bytes=cache.max_bytes, timeout_s=timeout_s)
+        with reading(folder) as is_there:
+            if is_there:
+                yield folder
+                return
 
 
 def fetch_checkpoint(
@@ -138,15 +112,15 @@ def fetch_checkpoint(
         raise LoadError(f"{url} has {total / 2**30:.2f} GiB, the cache {cache} may hold {max_bytes / 2**30:.2f} GiB")
     cache.mkdir(parents=True, exist_ok=True)
     folder = cache / _key(url, files)
-    if not (folder / _COMPLETE).is_file():
-        with _locked(_beside(folder, ".lock"), timeout_s=timeout_s, what=url):
-            if not (folder / _COMPLETE).is_file():
-                with _locked(cache / ".room.lock", timeout_s=timeout_s, what="the cache's room"):
-                    _make_room(cache, max_bytes - total, keep=folder)
-                    _reserve(_beside(folder, ".part"), files)
+    if not (folder / COMPLETE).is_file():
+        with locked(beside(folder, ".lock"), timeout_s=timeout_s, what=url):
+            if not (folder / COMPLETE).is_file():
+                with locked(cache / ".room.lock", timeout_s=timeout_s, what="the cache's room"):
+                    make_room(cache, max_bytes - total, keep=folder)
+                    _reserve(beside(folder, ".part"), files)
                 _fetch_all(url, files, folder, num_streams, range_bytes, on_progress)
     with contextlib.suppress(FileNotFoundError):
-        os.utime(folder / _COMPLETE)
+        os.utime(folder / COMPLETE)
     return folder
 
 
@@ -193,7 +167,7 @@ def _fetch_all(
     range_bytes: int,
     on_progress: Callable[[FetchProgress], None] | None,
 ) -> None:
-    part = _beside(folder, ".part")
+    part = beside(folder, ".part")
     filesystem, _ = fsspec.core.url_to_fs(url)
     progress = _Progress(url, sum(file.num_bytes for file in files), on_progress)
     ranges = [(file, offset) for file in files for offset in range(0, file.num_bytes, range_bytes)]
@@ -207,13 +181,13 @@ def _fetch_all(
                 pool.shutdown(cancel_futures=True)
                 raise
         _check_whole(part)
-        _sync(part)
+        sync(part)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
     progress.report_end()
 
 
@@ -225,10 +199,6 @@ def _reserve(part: Path, files: Sequence[RemoteFile]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as stream:
             stream.truncate(file.num_bytes)
-
-
-def _beside(folder: Path, suffix: str) -> Path:
-    return folder.with_name(folder.name + suffix)
 
 
 def _fetch_range(filesystem: Any, part: Path, file: RemoteFile, offset: int, range_bytes: int) -> int:
@@ -259,96 +229,6 @@ def _check_whole(part: Path) -> None:
     listed = part / CHECKSUMS
     if listed.is_file():
         check_checksums(part, listed.read_text("utf-8"))
-
-
-def check_checksums(folder: Path, listed: str) -> int:
-    """Compares files with lines of `sha256sum`; returns how many were compared.
-
-    Raises:
-        LoadError: a file differs, or a line is not of this kind.
-    """
-    count = 0
-    for line in filter(None, listed.splitlines()):
-        expected, _, name = line.partition(" ")
-        name = name.strip().lstrip("*").removeprefix("./")
-        parts = PurePosixPath(name).parts
-        if len(expected) != 64 or not parts or ".." in parts or PurePosixPath(name).is_absolute():
-            raise LoadError(f"{folder / CHECKSUMS}: {line[:100]!r} is not a line of sha256sum")
-        if not (folder / name).is_file():
-            continue  # files that are not needed are not fetched
-        with (folder / name).open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != expected.lower():
-            raise LoadError(f"{folder / name} is damaged: its SHA-256 is {found}, {CHECKSUMS} says {expected}")
-        count += 1
-    return count
-
-
-def _sync(part: Path) -> None:
-    (part / _COMPLETE).touch()
-    for file in part.rglob("*"):
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-    for folder in [*(entry for entry in part.rglob("*") if entry.is_dir()), part]:
-        _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
-
-
-def _make_room(cache: Path, room_bytes: int, *, keep: Path) -> None:
-    """Removes the checkpoints used longest ago until the others take `room_bytes` at most; used ones are spared."""
-    sizes: dict[Path, int] = {}
-    for entry in cache.iterdir():
-        if not entry.is_dir() or entry in (keep, _beside(keep, ".part")):
-            continue
-        is_rest = entry.suffix == ".part" or not (entry / _COMPLETE).is_file()
-        if not (is_rest and _remove_unlocked(entry)):
-            sizes[entry] = sum(file.stat().st_size for file in entry.rglob("*") if file.is_file())
-    held = sum(sizes.values())
-    whole = [entry for entry in sizes if entry.suffix != ".part"]
-    for entry in sorted(whole, key=lambda entry: (entry / _COMPLETE).stat().st_mtime):
-        if held > room_bytes and _remove_unlocked(entry):
-            held -= sizes[entry]
-            logger.info("%s leaves the cache: %.2f GiB", entry.name, sizes[entry] / 2**30)
-    if held > room_bytes:
-        raise LoadError(
-            f"{cache} is full of checkpoints in use: they take {held / 2**30:.2f} GiB, and "
-            f"{max(0, room_bytes) / 2**30:.2f} GiB would leave room for this one; give the cache more bytes"
-        )
-
-
-def _remove_unlocked(entry: Path) -> bool:
-    """Removes a checkpoint, or the rest of a fetch, unless somebody holds its lock."""
-    name = entry.name.removesuffix(".part")
-    with entry.with_name(f"{name}.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        (entry / _COMPLETE).unlink(missing_ok=True)  # first: whatever happens now, it is not taken for whole
-        shutil.rmtree(entry, ignore_errors=True)
-        return True
-
-
-@contextlib.contextmanager
-def _locked(file: Path, *, timeout_s: float, what: str) -> Iterator[None]:
-    deadline = time.monotonic() + timeout_s
-    with file.open("a") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise LoadError(f"{what} is still being fetched by another process after {timeout_s:g} s") from None
-                time.sleep(LOCK_POLL_S)
-        yield
 
 
 class _Progress:

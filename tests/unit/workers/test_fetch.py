@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 
 from tests.range_server import serve
 from workers import fetch
+from workers.checkpoint_cache import COMPLETE, CacheSettings, locked
+from workers.checksums import CHECKSUMS
 from workers.errors import LoadError
-from workers.fetch import CacheSettings, FetchProgress, fetch_checkpoint, list_remote, open_checkpoint
+from workers.fetch import FetchProgress, fetch_checkpoint, list_remote, open_checkpoint
 
 LARGE = 10**9
 
@@ -110,9 +112,7 @@ def test_what_is_not_whole_is_never_used(source: Path, tmp_path: Path, spoil: An
 def test_the_checkpoints_own_checksums_are_compared(source: Path, tmp_path: Path) -> None:
     weights = source / "transformer" / "diffusion_pytorch_model.safetensors"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    (source / fetch.CHECKSUMS).write_text(
-        f"{digest}  transformer/{weights.name}\n{'0' * 64}  transformer/not_fetched.bin\n"
-    )
+    (source / CHECKSUMS).write_text(f"{digest}  transformer/{weights.name}\n{'0' * 64}  transformer/not_fetched.bin\n")
     with serve(source) as (url, _):
         assert same_files(get(url, tmp_path / "cache"), source)
     flip = lambda file, data: data[:-1] + bytes([data[-1] ^ 1]) if file.suffix == ".safetensors" else data  # noqa: E731
@@ -126,7 +126,7 @@ def test_least_recently_used_checkpoints_make_room(tmp_path: Path) -> None:
     with serve(tmp_path) as (url, _):
         urls = [f"{url}/{source.relative_to(tmp_path)}" for source in sources]
         first, second = get(urls[0], cache), get(urls[1], cache)
-        os.utime(second / fetch._COMPLETE, (1, 1))
+        os.utime(second / COMPLETE, (1, 1))
         third = get(urls[2], cache, max_bytes=450_000)
         assert first.is_dir()
         assert not second.exists()
@@ -176,7 +176,7 @@ def test_waiting_for_another_fetch_ends_in_time(memory_url: str, tmp_path: Path)
     cache = tmp_path / "cache"
     cache.mkdir()
     lock = cache / f"{fetch._key(memory_url, list_remote(memory_url))}.lock"
-    with fetch._locked(lock, timeout_s=1, what="test"), pytest.raises(LoadError, match="still being fetched"):
+    with locked(lock, timeout_s=1, what="test"), pytest.raises(LoadError, match="still being fetched"):
         get(memory_url, cache, timeout_s=0.2)
 
 
