@@ -1,5 +1,6 @@
 """Chooses a denoiser's attention kernel: the first of the plan's that gives the same result as torch's own choice."""
 
+import inspect
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -31,18 +32,19 @@ def choose_attention_kernel(
 ) -> AttentionBackend:
     """Sets the first of `wanted` that works for this model on this device; the outcome is logged.
 
-    Each is tried once on a small input, without and with a mask, against torch's own choice. The order is the plan's,
-    and not by a measurement here, so that all ranks choose alike.
+    Each is tried once on a small input against torch's own choice; with a mask too where the model takes masks, unless
+    it is the user's choice. The order is the plan's, and not by a measurement here, so that all ranks choose alike.
 
     Raises:
         LoadError: the only one wanted (the user's choice) does not work.
     """
     head_dim = _head_dim(module)
+    with_mask = len(wanted) > 1 and _takes_masks(module)
     for backend in wanted:
         if backend is AttentionBackend.NATIVE:
             logger.info("%s: attention by torch's own choice of kernel", model_class_name(module))
             return backend
-        problem = find_problem(backend, device=device, dtype=dtype, head_dim=head_dim)
+        problem = find_problem(backend, device=device, dtype=dtype, head_dim=head_dim, with_mask=with_mask)
         count = 0 if problem else _set_backend(module, _NAMES[backend])
         if count:
             logger.info("%s: attention of %d modules by %s", model_class_name(module), count, backend)
@@ -57,14 +59,16 @@ def choose_attention_kernel(
     return AttentionBackend.NATIVE
 
 
-def find_problem(backend: AttentionBackend, *, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+def find_problem(
+    backend: AttentionBackend, *, device: torch.device, dtype: torch.dtype, head_dim: int, with_mask: bool
+) -> str | None:
     """Why this kernel cannot stand for torch's own choice; None if it can."""
     generator = torch.Generator().manual_seed(0)
     shape = (1, _PROBE_TOKENS, 2, head_dim)
     query, key, value = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3))
     mask = (torch.arange(_PROBE_TOKENS) < _PROBE_TOKENS // 2)[None, None, None].to(device)
     try:
-        for used_mask in (None, mask):
+        for used_mask in (None, mask) if with_mask else (None,):
             result = _attend(query, key, value, used_mask, _NAMES[backend])
             expected = _attend(query, key, value, used_mask, AttentionBackendName.NATIVE)
             difference = float((result.float() - expected.float()).abs().max())
@@ -90,6 +94,10 @@ def _set_backend(module: nn.Module, name: AttentionBackendName) -> int:
     for processor in processors:
         processor._attention_backend = name
     return len(processors)
+
+
+def _takes_masks(module: nn.Module) -> bool:
+    return any("mask" in name for name in inspect.signature(module.forward).parameters)
 
 
 def _head_dim(module: nn.Module) -> int:

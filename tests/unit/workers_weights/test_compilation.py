@@ -103,8 +103,8 @@ def test_whole_graphs_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_kernels_are_compared_with_torchs_own_choice() -> None:
-    assert find_problem(AttentionBackend.MATH, device=CPU, dtype=torch.float32, head_dim=64) is None
-    assert find_problem(AttentionBackend.CUDNN, device=CPU, dtype=torch.bfloat16, head_dim=64)
+    assert find_problem(AttentionBackend.MATH, device=CPU, dtype=torch.float32, head_dim=64, with_mask=True) is None
+    assert find_problem(AttentionBackend.CUDNN, device=CPU, dtype=torch.bfloat16, head_dim=64, with_mask=True)
 
 
 def test_a_kernel_with_another_result_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,9 +117,20 @@ def test_a_kernel_with_another_result_is_refused(monkeypatch: pytest.MonkeyPatch
         return right(query, key, value, mask, name)
 
     monkeypatch.setattr(attention_kernels, "_attend", wrong)
-    problem = find_problem(AttentionBackend.MATH, device=CPU, dtype=torch.float32, head_dim=64)
+    problem = find_problem(AttentionBackend.MATH, device=CPU, dtype=torch.float32, head_dim=64, with_mask=True)
     assert problem is not None
     assert "with a mask differs by" in problem
+
+
+def test_masks_matter_to_models_that_take_them_unless_the_user_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    from workers import attention_kernels
+
+    tried: list[bool] = []
+    monkeypatch.setattr(attention_kernels, "find_problem", lambda *_, with_mask, **__: tried.append(with_mask))
+    both = [AttentionBackend.FLASH, AttentionBackend.NATIVE]
+    for class_name, wanted in [(MODELS[0], both), (MODELS[2], both), (MODELS[2], both[:1])]:
+        choose_attention_kernel(build(find_model(class_name)), wanted, device=CPU, dtype=torch.float32)
+    assert tried == [False, True, False]
 
 
 def test_a_chosen_kernel_is_not_the_processs_default() -> None:
