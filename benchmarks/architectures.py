@@ -82,13 +82,21 @@ T5_XXL = Architecture(
     },
     "google/t5-v1_1-xxl, config.json",
 )  # fmt: skip
-QWEN25_7B = Architecture(
-    "Qwen2.5 7B as encoder", "transformers", "Qwen2Model",
+QWEN25_VL = Architecture(
+    "Qwen2.5-VL 7B", "transformers", "Qwen2_5_VLForConditionalGeneration",
     {
-        "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
-        "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 32768, "use_cache": False,
+        "text_config": {
+            "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+            "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 128000,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6},
+        },
+        "vision_config": {
+            "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584,
+            "patch_size": 14, "spatial_merge_size": 2, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+        "tie_word_embeddings": False,
     },
-    "Qwen/Qwen2.5-VL-7B-Instruct, the language model's part of config.json (prompts pass no picture)",
+    "Qwen/Qwen-Image, text_encoder/config.json (Qwen2.5-VL-7B-Instruct)",
 )  # fmt: skip
 FLUX_VAE = Architecture(
     "FLUX.1 autoencoder", "diffusers", "AutoencoderKL",
@@ -135,12 +143,19 @@ SMALL_T5 = replace(
 SMALL_UMT5 = replace(
     UMT5_XXL.scaled(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4), name="small UMT5"
 )
-SMALL_QWEN25 = replace(
-    QWEN25_7B.scaled(
-        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64,
+SMALL_QWEN25_VL = replace(
+    QWEN25_VL.scaled(
+        text_config={
+            "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4},
+        },
+        vision_config={
+            "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32,
+            "fullatt_block_indexes": [1],
+        },
     ),
-    name="small Qwen2.5",
+    name="small Qwen2.5-VL",
 )  # fmt: skip
 _SMALL_VAE = {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
 SMALL_WAN_VAE = replace(WAN_VAE.scaled(**_SMALL_VAE), name="small Wan autoencoder")
@@ -282,7 +297,7 @@ def flux_request(*, is_small: bool) -> Request:
 
 def qwen_request(*, is_small: bool) -> Request:
     parts = {
-        "text_encoder": SMALL_QWEN25 if is_small else QWEN25_7B,
+        "text_encoder": SMALL_QWEN25_VL if is_small else QWEN25_VL,
         "transformer": SMALL_QWEN if is_small else QWEN_IMAGE,
         "vae": SMALL_QWEN_VAE if is_small else QWEN_VAE,
     }

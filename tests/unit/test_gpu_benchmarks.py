@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.architectures import (
     FLUX_DEV,
+    QWEN25_VL,
     QWEN_IMAGE,
     WAN_1_3B,
     WAN_14B,
@@ -47,7 +48,8 @@ def test_every_side_runs_and_agrees(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "billions"), [(WAN_1_3B, 1.42), (WAN_14B, 14.29), (FLUX_DEV, 11.90), (QWEN_IMAGE, 20.43)]
+    ("architecture", "billions"),
+    [(WAN_1_3B, 1.42), (WAN_14B, 14.29), (FLUX_DEV, 11.90), (QWEN_IMAGE, 20.43), (QWEN25_VL, 8.29)],
 )
 def test_architectures_have_the_published_number_of_parameters(
     architecture: Any, billions: float, tmp_path: Path
