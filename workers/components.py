@@ -72,7 +72,7 @@ def load_components(
 ) -> Iterator[ComponentLoaded]:
     """Loads what the plan gives to this rank, in load order, and yields each component as it is in place.
 
-    `mesh` is the rank's FSDP mesh, `sequence` the group of ranks that it shares its denoisers' tokens with. With `node`,
+    `mesh` is the rank's FSDP mesh, `sequence` the group of ranks that it shares its denoisers' tokens with. By `node`,
     ranks of one node that stream the same component hold it in host memory once; all of them must load.
 
     Raises:
