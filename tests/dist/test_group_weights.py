@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from planner.plan import Compilation, Residency, ResidencyChoice
-from tests.dist.test_group import ARGUMENTS, plain_pipeline, start_group  # noqa: F401
+from tests.dist.test_group import ARGUMENTS, plain_pipeline
 from tests.plans import make_wan_plan
 from tests.range_server import serve
 from workers.calls import GenerateCall
@@ -61,7 +61,7 @@ def test_refused_host_memory_is_said_by_the_group_and_gives_the_same_result(tiny
 
 def test_two_streaming_lanes_give_the_plain_pipelines_result(
     tiny_wan: Path,
-    start_group: Callable[..., WorkerGroup],  # noqa: F811
+    start_group: Callable[..., WorkerGroup],
 ) -> None:
     group = start_group(make_wan_plan(tiny_wan, num_ranks=2, cfg_degree=2, residency=STREAMED))
     expected = plain_pipeline(tiny_wan, output_type="latent")
@@ -74,7 +74,7 @@ def test_two_streaming_lanes_give_the_plain_pipelines_result(
 def test_a_remote_checkpoint_is_fetched_once_for_both_ranks(
     tiny_wan: Path,
     node_caches: Path,
-    start_group: Callable[..., WorkerGroup],  # noqa: F811
+    start_group: Callable[..., WorkerGroup],
 ) -> None:
     plan = make_wan_plan(tiny_wan, num_ranks=2, cfg_degree=2)
     with serve(tiny_wan) as (url, sent):
