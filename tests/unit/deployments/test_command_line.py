@@ -31,10 +31,10 @@ def test_plan_as_json_is_the_plan_alone():
 
 def test_kernel_and_compilation_can_be_stated():
     stated = ["--attention-backend", "flash", "--compile", "blocks"]
-    plan = json.loads(invoke("plan", SHAPES, "--device", "cpu", *stated, "--json").stdout)
+    plan = json.loads(invoke("plan", SHAPES, "--gpus", 0, *stated, "--json").stdout)
     assert (plan["attention_backends"], plan["compile"]) == (["flash"], "blocks")
-    assert invoke("plan", SHAPES, "--device", "cpu", "--attention-backend", "fastest").exit_code != 0
-    assert invoke("plan", SHAPES, "--device", "cpu", "--compile", "all").exit_code != 0
+    assert invoke("plan", SHAPES, "--gpus", 0, "--attention-backend", "fastest").exit_code != 0
+    assert invoke("plan", SHAPES, "--gpus", 0, "--compile", "all").exit_code != 0
 
 
 def test_plan_as_tables_names_every_component():
