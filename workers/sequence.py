@@ -3,8 +3,8 @@
 diffusers declares for some models where a call's tensors are split and joined again (`_cp_plan`), and its attention
 then exchanges heads for tokens (Ulysses). This module hangs the library's own hooks into a rank's denoisers, over the
 process group of the rank's lane. The library's one call for it, `enable_parallelism`, wants an accelerator, splits only
-lengths that the degree divides, refuses results that are dataclasses, and fails for masks with a dimension of heads;
-what is below mends that.
+lengths that the degree divides, refuses results that are dataclasses, and mistreats some attention masks; what is below
+mends that.
 
 Order: after loading and after `fully_shard` or streaming, before the seam is attached. The hooks replace `forward` on
 the instance, inside of everything that wraps a module's call, so they also run inside FSDP's gathering and streaming's
@@ -63,7 +63,7 @@ def apply_sequence(module: nn.Module, *, config: ParallelConfig) -> None:
     Raises:
         LoadError: the model cannot be split; the message says why and what else can be done.
     """
-    _cut_masks_to_local_heads()
+    _mend_masks()
     name = model_class_name(module)
     plan = getattr(module, "_cp_plan", None)
     if not plan:
@@ -160,34 +160,45 @@ def _share_attention(module: nn.Module, config: ParallelConfig) -> tuple[int, st
         )
     backend = getattr(processors[0], "_attention_backend", None) or _AttentionBackendRegistry.get_active_backend()[0]
     backend = AttentionBackendName(backend)
-    if not _AttentionBackendRegistry._is_context_parallel_available(backend):
-        able = ", ".join(sorted(_AttentionBackendRegistry._supports_context_parallel))
-        raise LoadError(f"{name}: attention backend {backend.value} cannot be split over ranks; those that can: {able}")
+    if backend is not AttentionBackendName.NATIVE:
+        raise LoadError(
+            f"{name}: attention backend {backend.value} cannot be split over ranks: its masks of unequal lengths would be "
+            "joined wrongly; use the native backend (unset DIFFUSERS_ATTN_BACKEND), or sequence_degree 1"
+        )
     for processor in processors:
         processor._parallel_config = config
     return len(processors), backend.value
 
 
 @functools.cache
-def _cut_masks_to_local_heads() -> None:
-    """Makes the native backend cut a mask that is written out for all heads to those that the rank computes.
+def _mend_masks() -> None:
+    """Makes the native backend fit masks to what the rank computes; calls that are not split pass untouched.
 
-    The library hands it on whole, and the product with the rank's share of the heads fails (LTX, LTX2). Calls without
-    a parallel configuration pass untouched.
+    The library hands on whole a mask that is written out for all heads, and fails (LTX); and where ranks have unequal
+    lengths it joins their masks with padding in between, so that later ranks' tokens get their neighbours' mask.
     """
     native = _AttentionBackendRegistry._backends[AttentionBackendName.NATIVE]
 
     @functools.wraps(native)
     def attend(**arguments: Any) -> Any:
         mask, config = arguments.get("attn_mask"), arguments.get("_parallel_config")
-        num_heads = arguments["query"].shape[2]
-        if config is not None and mask is not None and mask.ndim == 4 and mask.shape[1] == num_heads > 1:
+        if config is not None and mask is not None:
             context = config.context_parallel_config
-            first = context._ulysses_local_rank * num_heads // context.ulysses_degree
-            arguments["attn_mask"] = mask[:, first : first + num_heads // context.ulysses_degree]
+            mask = _of_local_heads(mask, arguments["query"].shape[2], context)
+            if context.ulysses_anything and mask.shape[-1] == arguments["key"].shape[1]:
+                mask = mask[:, None, None, :] if mask.ndim == 2 else mask
+                mask = _gather_uneven(mask, mask.ndim - 1, context._ulysses_mesh)
+            arguments["attn_mask"] = mask
         return native(**arguments)
 
     _AttentionBackendRegistry._backends[AttentionBackendName.NATIVE] = attend
+
+
+def _of_local_heads(mask: Tensor, num_heads: int, context: ContextParallelConfig) -> Tensor:
+    if mask.ndim != 4 or mask.shape[1] != num_heads or num_heads == 1:
+        return mask
+    first = context._ulysses_local_rank * num_heads // context.ulysses_degree
+    return mask[:, first : first + num_heads // context.ulysses_degree]
 
 
 def _find_targets(module: nn.Module, target: str) -> Iterator[nn.Module]:

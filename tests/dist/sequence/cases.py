@@ -157,17 +157,17 @@ CASES = (
         model("WanTransformer3DModel", image_dim=12, added_kv_proj_dim=64), "with a picture",
         lambda: wan_with_picture(8), lambda: wan_with_picture(6),
     ),
-    SequenceCase(model("QwenImageTransformer2DModel"), "", lambda: qwen(4, 4, 8), lambda: qwen(3, 5, 7), quick=True),
+    SequenceCase(model("QwenImageTransformer2DModel"), "", lambda: qwen(4, 4, 8), lambda: qwen(3, 5, 5), quick=True),
     SequenceCase(
         model("QwenImageTransformer2DModel", zero_cond_t=True), "clean picture beside",
-        lambda: qwen_edit(4, 4, 8), lambda: qwen_edit(3, 5, 7),
+        lambda: qwen_edit(4, 4, 8), lambda: qwen_edit(3, 5, 5),
     ),
     SequenceCase(
         model("FluxTransformer2DModel"), "", lambda: flux(16, 8), lambda: flux(15, 7), quick=True
     ),
     SequenceCase(model("Flux2Transformer2DModel"), "", lambda: flux2(16, 8), lambda: flux2(15, 7)),
-    SequenceCase(model("LTXVideoTransformer3DModel"), "", lambda: ltx(4, 4, 8), lambda: ltx(3, 5, 7), quick=True),
-    SequenceCase(model("LTX2VideoTransformer3DModel"), "", lambda: ltx2(4, 4, 8), lambda: ltx2(3, 5, 7)),
+    SequenceCase(model("LTXVideoTransformer3DModel"), "", lambda: ltx(4, 4, 8), lambda: ltx(3, 5, 5), quick=True),
+    SequenceCase(model("LTX2VideoTransformer3DModel"), "", lambda: ltx2(4, 4, 8), lambda: ltx2(3, 5, 5)),
     SequenceCase(
         model("ChronoEditTransformer3DModel"), "", wan_inputs, lambda: wan_inputs(hidden_states=video(4, size=6))
     ),
@@ -182,7 +182,7 @@ CASES = (
         model("FluxTransformer2DModel"), "two rows", lambda: twice(flux(16, 8)), lambda: twice(flux(15, 7))
     ),
     SequenceCase(
-        model("LTXVideoTransformer3DModel"), "two rows", lambda: twice(ltx(4, 4, 8)), lambda: twice(ltx(3, 5, 7))
+        model("LTXVideoTransformer3DModel"), "two rows", lambda: twice(ltx(4, 4, 8)), lambda: twice(ltx(3, 5, 5))
     ),
     SequenceCase(MINIMAX, "", lambda: minimax(8, 4, 8), lambda: minimax(9, 5, 7)),
 )  # fmt: skip
