@@ -162,8 +162,8 @@ def _share_attention(module: nn.Module, config: ParallelConfig) -> tuple[int, st
     backend = AttentionBackendName(backend)
     if backend is not AttentionBackendName.NATIVE:
         raise LoadError(
-            f"{name}: attention backend {backend.value} cannot be split over ranks: its masks of unequal lengths would be "
-            "joined wrongly; use the native backend (unset DIFFUSERS_ATTN_BACKEND), or sequence_degree 1"
+            f"{name}: attention backend {backend.value} cannot be split over ranks: its masks of unequal lengths would "
+            "be joined wrongly; use the native backend (unset DIFFUSERS_ATTN_BACKEND), or sequence_degree 1"
         )
     for processor in processors:
         processor._parallel_config = config
