@@ -8,12 +8,14 @@ configuration is plain data and can follow.
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 
 class ModuleWatch:
     """Compares a module with what it was at the group's start: hooks and attention processors; and its configuration.
 
-    Made for a look at each call: 0.1 ms for a model of 1,500 modules. Attributes of other kinds are not compared.
+    Made for a look at each call: 40 us for the 2,297 modules of a QwenImageTransformer2DModel with 60 blocks. Other
+    attributes are not compared, nor does it see that a PyTorch hook from before the start is gone.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
@@ -22,6 +24,7 @@ class ModuleWatch:
         self._attributes = [vars(each) for each in modules]
         self._torch_hooks = [hooks for each in modules for hooks in (each._forward_hooks, each._forward_pre_hooks)]
         self._num_torch_hooks = sum(map(len, self._torch_hooks))
+        self._next_hook_id = RemovableHandle.next_id
         self._processors = [(each, each.processor) for each in modules if getattr(each, "processor", None) is not None]
         self._config = self._current_config()
         self._num_attributes = -1
@@ -30,7 +33,7 @@ class ModuleWatch:
 
     def change(self) -> str | None:
         """What differs now, in words; None where nothing does."""
-        if self._diffusers_hooks() != self._hooks or sum(map(len, self._torch_hooks)) != self._num_torch_hooks:
+        if self._diffusers_hooks() != self._hooks or self._has_other_torch_hooks():
             return "hooks on its blocks"
         if any(owner.processor is not processor for owner, processor in self._processors):
             return "its attention processors"
@@ -48,6 +51,16 @@ class ModuleWatch:
 
     def _current_config(self) -> Any:
         return getattr(self._module, "_internal_dict", None)
+
+    def _has_other_torch_hooks(self) -> bool:
+        """Counts them only where PyTorch has given out a hook's number, to any module, since there was no change."""
+        next_id = RemovableHandle.next_id
+        if next_id == self._next_hook_id:
+            return False
+        if sum(map(len, self._torch_hooks)) != self._num_torch_hooks:
+            return True
+        self._next_hook_id = next_id
+        return False
 
     def _diffusers_hooks(self) -> list[Any]:
         """Every hook in diffusers' registries. A registry, once made, stays; so they are looked up again only when

@@ -224,7 +224,7 @@ class Seam:
         if sum(len(queued.parts) for queued in self._queue) < self._lanes.num_lanes:
             scope.open(call.tensors)
             return spec.rebuild(leaves)
-        self.run_pending()
+        self._run_queue([])  # this call has just seen that nothing is changed
         return spec.rebuild([leaf.wait() for leaf in leaves])
 
     def _fits(self, parts: list[ComponentCall]) -> bool:
