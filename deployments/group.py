@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from deployments.detached import detached
 from deployments.group_client import GeneratedMedia
@@ -16,7 +16,9 @@ from deployments.measuring import make_measurement, report_to_planner
 from deployments.media import encode_mp4, encode_png
 from deployments.pipeline_call import DEFAULT_FPS, build_arguments
 from deployments.schemas import GenerationRequest, ImageRequest, VideoRequest
+from deployments.seam_metrics import SeamMetrics
 from deployments.settings import AppSettings
+from deployments.warm_up import MAX_CALLS_A_SHAPE, WARM_UP_STEPS, warm_up_requests
 from planner.plan import Plan
 from planner.profiles import configured_folder
 from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progress
@@ -25,7 +27,6 @@ from workers.group import WorkerGroup
 
 logger = logging.getLogger(__name__)
 _FIRST_RANK_BUNDLE = 1  # bundle 0 of the replica's placement group is the coordinator's own
-_WARM_UP_STEPS = 2
 
 
 class GroupDeployment:
@@ -39,12 +40,13 @@ class GroupDeployment:
     def __init__(self, settings: AppSettings, plan: Plan) -> None:
         configure_logging()
         self._plan = plan
+        self._seam_metrics = SeamMetrics()
         self._profiles = configured_folder(settings.profiles)
         self._group = WorkerGroup.start(
             plan, first_bundle=_FIRST_RANK_BUNDLE, on_load=logger.info, timeout_s=settings.start_timeout_s
         )
         try:
-            for request in _warm_up_requests(plan, self._group.describe()):
+            for request in warm_up_requests(settings.warm_up, plan.defaults, self._group.describe()):
                 self._warm_up(request)
         except BaseException:
             self._group.shutdown(timeout_s=2.0)
@@ -82,6 +84,7 @@ class GroupDeployment:
             async with aclosing(detached(self._group.stream(call))) as events:
                 async for event in events:
                     if isinstance(event, GenerateResult):
+                        self._seam_metrics.record(event.seam)
                         yield await asyncio.to_thread(_encode, event, request, self._plan)
                     else:
                         yield event
@@ -108,23 +111,33 @@ class GroupDeployment:
             group.shutdown(timeout_s=5.0)
 
     def _warm_up(self, request: ImageRequest | VideoRequest) -> None:
-        """Compares what a first call takes with the plan's prediction, and reports both."""
+        """Compares a first call with the plan's prediction, reports both, and repeats it until nothing is new."""
         arguments = build_arguments(request, self._plan.defaults, self._group.describe())
         start = time.monotonic()
         result = self._group.generate(GenerateCall(arguments, seed=0))
+        again = self._repeat_until_known(arguments, result)
         peak = max(rank.peak_bytes for rank in result.ranks) / 2**20
-        step_s = result.stage_seconds.get("denoise", 0.0) / _WARM_UP_STEPS
+        step_s = result.stage_seconds.get("denoise", 0.0) / WARM_UP_STEPS
         logger.info(
             "warm-up (%s): %.2f s, a step %.3f s (predicted %s), peak %.0f MiB a rank (predicted %s)",
             request.output_format, time.monotonic() - start, step_s, _seconds(self._plan.predicted.step_s),
             peak, _mebibytes(self._plan.memory.gpu_peak_bytes),
         )  # fmt: skip
         if self._profiles is not None:
-            # Once more: the first call's steps hold what is done only once (kernels, buffers, shapes).
-            again = self._group.generate(GenerateCall(arguments, seed=0))
-            measurement = make_measurement(self._plan, again, num_steps=_WARM_UP_STEPS)
+            # Not the first call: its steps hold what is done only once (kernels, buffers, shapes).
+            again = again or self._group.generate(GenerateCall(arguments, seed=0))
+            measurement = make_measurement(self._plan, again, num_steps=WARM_UP_STEPS)
             if measurement is not None:
                 report_to_planner(measurement, profiles=self._profiles)
+
+    def _repeat_until_known(self, arguments: dict[str, Any], first: GenerateResult) -> GenerateResult | None:
+        """Repeats a warm-up call while its calls' shapes are new to the group; the last result, None if none was."""
+        result = first
+        for _ in range(MAX_CALLS_A_SHAPE - 1):
+            if not result.seam.learnt_signatures:
+                break
+            result = self._group.generate(GenerateCall(arguments, seed=0))
+        return None if result is first else result
 
     def _end(self, error: GroupDiedError) -> NoReturn:
         """Ends every rank and this process: Serve starts a new group, the ingress sends the request elsewhere."""
@@ -134,14 +147,6 @@ class GroupDeployment:
             self._group.shutdown(timeout_s=1.0)
         finally:
             os._exit(1)
-
-
-def _warm_up_requests(plan: Plan, description: GroupDescription) -> list[ImageRequest | VideoRequest]:
-    """A picture, and a video where the model makes one by default."""
-    requests: list[ImageRequest | VideoRequest] = [ImageRequest(prompt="a", num_inference_steps=_WARM_UP_STEPS)]
-    if description.makes_video and (plan.defaults.num_frames or 1) > 1:
-        requests.append(VideoRequest(prompt="a", num_inference_steps=_WARM_UP_STEPS))
-    return requests
 
 
 def _encode(result: GenerateResult, request: GenerationRequest, plan: Plan) -> GeneratedMedia:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from deployments.choices import parse_residency
+from deployments.choices import parse_residency, parse_size
 from planner.plan import PlanRequest
 
 
@@ -34,6 +34,20 @@ class Limits(_Settings):
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
 
 
+class WarmUpShape(_Settings):
+    """A shape that a group runs before it serves. `num_frames=1` is a picture, None the checkpoint's default."""
+
+    size: str = "auto"
+    num_frames: int | None = Field(default=None, ge=1)
+
+    @field_validator("size")
+    @classmethod
+    def _size_is_readable(cls, value: str) -> str:
+        if value != "auto":
+            parse_size(value)
+        return value
+
+
 class AppSettings(_Settings):
     """Arguments of `deployments.app:build_app`.
 
@@ -49,6 +63,7 @@ class AppSettings(_Settings):
         max_queued_requests: requests admitted by one ingress replica; above it, 429.
         request_timeout_s: for everything that a request waits for.
         start_timeout_s: for starting a group, weights included.
+        warm_up: shapes that each group runs before it serves; without any, the checkpoint's default picture and video.
         plan_timeout_s: for the planner's answer.
         health_timeout_s: `/health` answers within this time.
         profiles: folder or URL of calibration profiles, the same for every node; without it `HELIOGRAPH_PROFILES`,
@@ -65,6 +80,7 @@ class AppSettings(_Settings):
     max_queued_requests: int = Field(default=64, ge=1)
     request_timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
     start_timeout_s: float = Field(default=1800.0, gt=0, allow_inf_nan=False)
+    warm_up: tuple[WarmUpShape, ...] = Field(default=(), max_length=32)
     plan_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     health_timeout_s: float = Field(default=2.0, gt=0, allow_inf_nan=False)
     profiles: str | None = Field(default=None, min_length=1, max_length=1000)

@@ -1,6 +1,7 @@
 """A checkpoint as the planner sees it: components, blocks, bytes and dtypes, from headers alone; no tensor is read."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from planner.weights import Block, WeightTally, group_weights
 
 INDEX_FILE = "model_index.json"
 DEFAULTS_FILE = "heliograph.json"
+_HOLDS_SEVERAL = re.compile(r".*Multi(ControlNet|Adapter)")
 MAX_COMPONENTS = 64
 SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt", ".gguf", ".bin", ".pt", ".pth")
 
@@ -221,6 +223,11 @@ class _Reader:
                 f"{where}: {name} is {class_name!r:.200} of {module!r:.200}, which neither diffusers "
                 f"{tables.table_version('diffusers')} nor transformers {tables.table_version('transformers')} has; "
                 f"remote code is never run"
+            )
+        if _HOLDS_SEVERAL.match(class_name):
+            raise CheckpointFormatError(
+                f"{where}: {name} is a {class_name}, several models in folders of their own; a component is one model: "
+                f"leave one of them in the checkpoint"
             )
 
     def _read_component(self, name: str, module: str, class_name: str, position: int) -> Component:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from enum import StrEnum
 
+from planner.kinds import runs_every_step
 from planner.memory import Placement
 from planner.plan import ComponentKind, Residency
 
@@ -63,4 +64,4 @@ def spread_encoders(
 def is_whole(placement: Placement) -> bool:
     """True for a component that one rank holds alone."""
     component = placement.component
-    return component.kind is not ComponentKind.DENOISER and placement.residency is not Residency.SHARDED
+    return not runs_every_step(component.kind) and placement.residency is not Residency.SHARDED

@@ -10,10 +10,11 @@ from planner.component_ranks import ComponentPlacement, is_whole, spread_encoder
 from planner.context import PlanContext
 from planner.degrees import Degrees
 from planner.hardware import find_gpu
+from planner.kinds import runs_every_step
 from planner.load_order import LoadPosition
 from planner.memory import Moments, Placement, gpu_headroom_bytes, host_headroom_bytes
 from planner.nodes import ranks_per_node
-from planner.plan import ComponentKind, Correction, Residency
+from planner.plan import Correction, Residency
 from planner.prediction import Setting
 from planner.residents import choose_resident_blocks
 from planner.times import Times
@@ -128,8 +129,8 @@ def _place(position: LoadPosition, residency: Residency, degrees: Degrees, conte
     assert component is not None
     explicit = context.request.residency.get(component.name)
     k = explicit.num_resident_blocks if explicit is not None else None
-    # Denoisers run on every rank; what the leader's pipeline calls itself stays with the leader, unless sharded.
-    on_all = component.kind is ComponentKind.DENOISER or residency is Residency.SHARDED
+    # What runs every step is on every rank; what the leader's pipeline calls itself stays with it, unless sharded.
+    on_all = runs_every_step(component.kind) or residency is Residency.SHARDED
     return Placement(
         component=component,
         residency=residency,

@@ -79,7 +79,9 @@ TABLE: tuple[Incompatibility, ...] = (
     ),
     Incompatibility(
         "always-active",
-        lambda s: s.residency is Residency.OFFLOAD and s.component.kind is ComponentKind.OTHER,
+        lambda s: (
+            s.residency is Residency.OFFLOAD and s.component.kind in {ComponentKind.CONTROLNET, ComponentKind.OTHER}
+        ),
         "this component has no stage of its own, it may be called at any time; use resident",
     ),
     Incompatibility(

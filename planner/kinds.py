@@ -11,12 +11,14 @@ _DENOISER_NAME = re.compile(r"^(transformer|unet|dit|denoiser|prior|decoder|prio
 _VAE_CLASS = re.compile(r"^(Autoencoder|AsymmetricAutoencoder|ConsistencyDecoderVAE|VQModel|PaellaVQModel|Oobleck)")
 _IMAGE_CLASS = re.compile(r"(VisionModel|VisionModelWithProjection|ImageEncoder|Dinov2Model|SiglipModel)$")
 _DENOISER_CLASS = re.compile(r"(Transformer|UNet|Prior|DiT)")
+_CONTROLNET_CLASS = re.compile(r"^(?!UNet).*ControlNet(?!XSAdapter)")
+"""`UNetControlNetXSModel` is a denoiser with the control inside; its pipeline merges the XS adapter into it."""
 
 
 def classify_component(name: str, *, class_name: str, library: str) -> ComponentKind:
     """The kind of a component; its name decides before its class. An alias is classified by the alias."""
-    if "controlnet" in name or "ControlNet" in class_name:
-        return ComponentKind.OTHER
+    if library == "diffusers" and _CONTROLNET_CLASS.search(class_name):
+        return ComponentKind.CONTROLNET
     if _VAE_NAME.match(name) or _VAE_CLASS.match(class_name):
         return ComponentKind.VAE
     if _TEXT_NAME.match(name):
@@ -28,3 +30,8 @@ def classify_component(name: str, *, class_name: str, library: str) -> Component
     if library == "transformers" and _IMAGE_CLASS.search(class_name):
         return ComponentKind.IMAGE_ENCODER
     return ComponentKind.OTHER
+
+
+def runs_every_step(kind: ComponentKind) -> bool:
+    """Whether the pipeline calls it in the denoising loop: then every rank holds it, and the seam divides its calls."""
+    return kind in {ComponentKind.DENOISER, ComponentKind.CONTROLNET}

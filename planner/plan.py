@@ -52,12 +52,16 @@ class Compilation(StrEnum):
 
 
 class ComponentKind(StrEnum):
-    """What a component is to the pipeline; the order of the members is their order of loading at equal payload."""
+    """What a component is to the pipeline; the order of the members is their order of loading at equal payload.
+
+    A ControlNet is whatever feeds the denoiser at each step.
+    """
 
     DENOISER = "denoiser"
     TEXT_ENCODER = "text_encoder"
     IMAGE_ENCODER = "image_encoder"
     VAE = "vae"
+    CONTROLNET = "controlnet"
     OTHER = "other"
 
 
@@ -251,6 +255,10 @@ class Plan(Frozen):
     attention_backends: tuple[AttentionBackend, ...] = (AttentionBackend.NATIVE,)
     compile: Compilation = Compilation.NONE
     fallbacks: tuple[dict[str, ResidencyChoice], ...] = ()
+
+    def ranks_of_remote_components(self) -> dict[str, int]:
+        """World rank of each component that the leader, rank 0, does not hold itself, by name."""
+        return {component.name: component.ranks[0] for component in self.components if 0 not in component.ranks}
 
 
 class InfeasibleReport(Frozen):

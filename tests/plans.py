@@ -35,15 +35,17 @@ def make_wan_plan(
     dtype: Literal["float32", "bfloat16"] = "float32",
     residency: Mapping[str, Residency] | None = None,
     num_resident_blocks: int = 0,
+    ranks: Mapping[str, int] | None = None,
 ) -> Plan:
     """A plan for a checkpoint of `make_tiny_wan`; with `fsdp_degree` transformer and text encoder are sharded.
 
-    On CUDA all ranks share one GPU.
+    `ranks` puts components on one rank each, whole. On CUDA all ranks share one GPU.
     """
     everywhere = tuple(range(num_ranks))
     components = []
     for index, (name, library, class_name, kind) in enumerate(_WAN):
-        is_sharded = fsdp_degree > 1 and kind is not ComponentKind.VAE
+        own_rank = (ranks or {}).get(name)
+        is_sharded = fsdp_degree > 1 and kind is not ComponentKind.VAE and own_rank is None
         chosen = (residency or {}).get(name, Residency.SHARDED if is_sharded else Residency.RESIDENT)
         is_layerwise = chosen is Residency.LAYERWISE
         components.append(
@@ -59,7 +61,7 @@ def make_wan_plan(
                 residency=chosen,
                 num_resident_blocks=num_resident_blocks if is_layerwise else None,
                 prefetch_depth=1 if is_layerwise else None,
-                ranks=everywhere if is_sharded or kind is ComponentKind.DENOISER else (0,),
+                ranks=everywhere if is_sharded or kind is ComponentKind.DENOISER else (own_rank or 0,),
                 load_order=index,
                 reason="made by hand",
             )

@@ -39,9 +39,15 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class RankStats:
-    """What one rank did in a call. `denoiser_rows` is calls times batch rows; bytes are since the group's start.
+    """What one rank did in a call; bytes are since the group's start.
 
     Every rank of a lane counts its lane's calls and rows, whatever share of their tokens or weights it has.
+
+    Attributes:
+        denoiser_calls: calls of denoisers whose result was used (a rank that only takes part in collectives has none).
+        denoiser_rows: the same times batch rows.
+        component_rows: calls times batch rows of each component that the leader calls through the seam, ControlNets
+            and sharded encoders too.
     """
 
     world_rank: int
@@ -49,6 +55,22 @@ class RankStats:
     denoiser_rows: int
     weight_bytes_read: int
     peak_bytes: int
+    component_rows: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SeamStats:
+    """Calls of a request that were not divided among the lanes, though the group has several.
+
+    Attributes:
+        learnt_signatures: ran serially because calls of this shape were new; a second request has none.
+        local_calls: could not leave the leader (arguments that cannot be sent, or that hold state).
+        uncut_signatures: batched calls found to give another result when cut; they run whole from then on.
+    """
+
+    learnt_signatures: int = 0
+    local_calls: int = 0
+    uncut_signatures: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +84,7 @@ class GenerateResult:
         seed: the seed that was used.
         stage_seconds: wall seconds of encode, denoise and decode.
         ranks: one entry a rank, in order.
+        seam: what ran serially.
     """
 
     output: Any
@@ -69,6 +92,7 @@ class GenerateResult:
     seed: int
     stage_seconds: Mapping[str, float]
     ranks: tuple[RankStats, ...]
+    seam: SeamStats = field(default_factory=SeamStats)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """One component on one rank: how its calls are named, run and counted, the same on the leader and on followers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +68,10 @@ class ComponentCall:
 
 @dataclass(slots=True)
 class LocalComponent:
-    """A component whose weights (or shards of them) this rank holds and whose calls the leader sends."""
+    """A component whose weights (or shards of them) this rank holds and whose calls the leader sends.
+
+    `make_room` runs before each call: a resident component needs the memory of those that take turns on the device.
+    """
 
     name: str
     module: torch.nn.Module
@@ -76,6 +79,7 @@ class LocalComponent:
     is_denoiser: bool = True
     num_calls: int = 0
     num_rows: int = 0
+    make_room: Callable[[], None] = lambda: None
 
     @classmethod
     def wrap(cls, name: str, module: torch.nn.Module, *, is_denoiser: bool) -> "LocalComponent":
@@ -91,16 +95,28 @@ class LocalComponent:
 
     def run(self, call: ComponentCall) -> Any:
         """Runs a call and counts it."""
-        if self.is_denoiser:
-            self.num_calls += 1
-            self.num_rows += call.num_rows
+        self.num_calls += 1
+        self.num_rows += call.num_rows
+        self.make_room()
         with _open_context(self.module, call.context):
             return self.run_module(*call.args, **call.kwargs)
 
     def run_and_drop(self, call: ComponentCall) -> None:
         """Takes part in a call's collectives without needing its result."""
+        self.make_room()
         with _open_context(self.module, call.context):
             self.run_module(*call.args, **call.kwargs)
+
+
+def count_work(components: Iterable[LocalComponent]) -> dict[str, Any]:
+    """What a rank's components did since `start_request`, as fields of `RankStats`."""
+    counted = list(components)
+    denoisers = [component for component in counted if component.is_denoiser]
+    return {
+        "denoiser_calls": sum(component.num_calls for component in denoisers),
+        "denoiser_rows": sum(component.num_rows for component in denoisers),
+        "component_rows": {component.name: component.num_rows for component in counted},
+    }
 
 
 def num_batch_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

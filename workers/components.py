@@ -1,7 +1,7 @@
 """Loads this rank's components in the plan's order and puts the pipeline together on the leader."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,16 +93,20 @@ def load_components(
     into.streamed = {name: handle for _, name, handle in sorted(streamed, key=lambda entry: entry[:2])}
 
 
-def build_pipeline(plan: Plan, components: RankComponents) -> Any:
+def build_pipeline(
+    plan: Plan, components: RankComponents, *, stand_ins: Mapping[str, torch.nn.Module] | None = None
+) -> Any:
     """The diffusers pipeline of the leader, around the components that are already loaded.
 
-    Schedulers, tokenizers and processors come from the checkpoint by diffusers itself.
+    `stand_ins` take the place of components that lie on another rank. Schedulers, tokenizers and processors come from
+    the checkpoint by diffusers itself.
     """
     diffusers.utils.logging.disable_progress_bar()
     pipeline_class = getattr(diffusers, plan.pipeline_class)
     pipeline = pipeline_class.from_pretrained(
-        plan.checkpoint, dtype=getattr(torch, plan.dtype), local_files_only=True, **components.modules
-    )
+        plan.checkpoint, dtype=getattr(torch, plan.dtype), local_files_only=True,
+        **components.modules, **(stand_ins or {}),
+    )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

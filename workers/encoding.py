@@ -114,14 +114,16 @@ def tensor_layout(tensor: torch.Tensor) -> list[Any]:
 
 
 def dim_order(tensor: torch.Tensor) -> list[int] | None:
-    """Dimensions from the slowest to the fastest for a dense but permuted tensor; None for everything else.
+    """Dimensions from the slowest to the fastest for a permuted tensor; None for one in order, and for expanded ones.
 
-    A kernel may add in another order for another memory format, so a permuted tensor arrives permuted.
+    A kernel may add in another order for another memory format, so a permuted tensor arrives permuted; gaps (half of
+    the channels of a channels-last tensor) are closed.
     """
-    if tensor.is_contiguous():
+    strides = tensor.stride()
+    if tensor.is_contiguous() or 0 in strides:
         return None
-    order = sorted(range(tensor.ndim), key=lambda dim: (-tensor.stride()[dim], dim))
-    return order if tensor.permute(order).is_contiguous() else None
+    order = sorted(range(tensor.ndim), key=lambda dim: (-strides[dim], dim))
+    return None if order == list(range(tensor.ndim)) else order
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from workers.component_call import CacheContext, ComponentCall, LocalComponent
+from workers.component_call import CacheContext, ComponentCall, LocalComponent, count_work
 from workers.encoding import decode_tree, flatten
 from workers.lanes import describe_error
 from workers.link import Link, Received
@@ -45,11 +45,7 @@ def follow(
                     module: Any = components[message.header["component"]].module
                     module.register_to_config(**message.value)
                 case "stats":
-                    counts = {
-                        "denoiser_calls": sum(component.num_calls for component in components.values()),
-                        "denoiser_rows": sum(component.num_rows for component in components.values()),
-                        **extra_stats(),
-                    }
+                    counts = {**count_work(components.values()), **extra_stats()}
                     link.send({"op": "stats", "stats": counts}, timeout_s=SEND_TIMEOUT_S)
                 case "bye":
                     return

@@ -15,7 +15,8 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from planner.plan import Plan
+from planner.kinds import runs_every_step
+from planner.plan import Plan, Residency
 from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progress
 from workers.errors import GroupDiedError, GroupStartError, WorkerError
 from workers.rank_actor import RankActor
@@ -59,6 +60,7 @@ class WorkerGroup:
         Raises:
             GroupStartError: it did not come up; everything that was started is gone again.
         """
+        _refuse_what_cannot_run(plan)
         deadline = _Deadline(timeout_s)
         own, placement = _place(plan, first_bundle, deadline)
         group = cls(plan, [], own)
@@ -117,8 +119,9 @@ class WorkerGroup:
                 self.cancel(call.request_id)
 
     def cancel(self, request_id: str) -> None:
-        """Ends a call at its next denoiser call; returns at once."""
-        self._ranks[0].cancel.remote(request_id)
+        """Ends a call at its next check (between blocks, calls and steps); returns at once."""
+        for world_rank in sorted({0, *self.plan.ranks_of_remote_components().values()}):
+            self._ranks[world_rank].cancel.remote(request_id)
 
     def check(self) -> None:
         """Raises `GroupDiedError` if a rank is dead, has left its loop, or does not answer."""
@@ -195,6 +198,18 @@ class _Deadline:
 
     def left(self) -> float:
         return max(self._end - time.monotonic(), 0.001)
+
+
+def _refuse_what_cannot_run(plan: Plan) -> None:
+    """Only plans made by hand say such things: better an error than ranks that wait for one another."""
+    for component in plan.components:
+        if 0 in component.ranks:
+            continue
+        if runs_every_step(component.kind) or len(component.ranks) != 1 or component.residency is Residency.SHARDED:
+            raise GroupStartError(
+                f"{component.name} is planned for ranks {component.ranks}: away from rank 0, the leader, only a "
+                "component called outside the denoising loop can be, whole and on one rank"
+            )
 
 
 def _place(plan: Plan, first_bundle: int | None, deadline: _Deadline) -> tuple[PlacementGroup | None, PlacementGroup]:

@@ -12,11 +12,14 @@ from typing import Any
 from workers.call_watch import CallWatch
 from workers.component_call import ComponentCall, LocalComponent
 from workers.encoding import UnencodableError, flatten
-from workers.errors import CallError, GroupDiedError
+from workers.errors import CallCancelledError, CallError, DeadlineExceededError, GroupDiedError
 from workers.link import Link, Received
 from workers.wire import Wire
 
 FAILURE_GRACE_S = 30.0
+
+_STOPPED = {kind.__name__: kind for kind in (CallCancelledError, DeadlineExceededError)}
+"""What a follower's own check raises: the request was told to stop, nothing failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,17 @@ class Lanes:
             raise error
         return results
 
+    def run_at(self, world_rank: int, call: ComponentCall) -> Any:
+        """Runs a call on one follower, on behalf of none of the lanes, and returns its result.
+
+        Raises as `run` does.
+        """
+        self._next_id += 1
+        self._send_one(world_rank, call, wants="result")
+        results: list[Any] = [None] * self.num_lanes
+        self._collect(world_rank, results)
+        return results[self.layout.lane_of(world_rank)]
+
     def start_request(self) -> None:
         """Followers forget the last request's tensors and start to count anew."""
         for local in self.local.values():
@@ -154,7 +168,7 @@ class Lanes:
         """Sends each lane's call to its followers; returns the followers that will answer."""
         self._next_id += 1
         involved = []
-        for world_rank, link in self._links.items():
+        for world_rank in self._links:
             lane = self.layout.lane_of(world_rank)
             is_dummy = lane >= len(calls)
             if is_dummy and not self.layout.all_take_part:
@@ -162,16 +176,19 @@ class Lanes:
             call = calls[0] if is_dummy else calls[lane]
             assert call is not None, "only the leader's lane, where it is one rank, can be spared"
             wants = "nothing" if is_dummy else ("result" if self.layout.answers(world_rank) else "done")
-            header = {
-                "op": "call",
-                "id": self._next_id,
-                "component": call.component,
-                "context": call.context_tree,
-                "wants": wants,
-            }
-            link.send(header, call.flat, timeout_s=self._call_timeout_s)
+            self._send_one(world_rank, call, wants=wants)
             involved.append(world_rank)
         return involved
+
+    def _send_one(self, world_rank: int, call: ComponentCall, *, wants: str) -> None:
+        header = {
+            "op": "call",
+            "id": self._next_id,
+            "component": call.component,
+            "context": call.context_tree,
+            "wants": wants,
+        }
+        self._links[world_rank].send(header, call.flat, timeout_s=self._call_timeout_s)
 
     def _wires(self, involved: Sequence[int]) -> dict[int, Wire]:
         """Connections to watch while the leader is inside a call: those of the ranks that it meets in it."""
@@ -223,6 +240,8 @@ class Lanes:
         if header.get("id") != self._next_id:
             raise self._out_of_step(world_rank, header)
         if header["op"] == "error":
+            if header["type"] in _STOPPED:
+                raise _STOPPED[header["type"]](header["message"])
             raise CallError(
                 f"{header['type']} in {header['component']} on rank {world_rank}: {header['message']}\n"
                 f"{header['traceback']}"

@@ -14,6 +14,7 @@ from planner.plan import Plan
 from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progress
 from workers.compile_cache import keep_compiled_code
 from workers.errors import GroupDiedError, GroupStartError, WorkerError
+from workers.request_control import RunningRequest
 
 if TYPE_CHECKING:
     from workers.components import ComponentLoaded
@@ -47,6 +48,7 @@ class RankActor:
         self._leader: Leader | None = None
         self._death: GroupDiedError | None = None
         self._waiting: set[queue.SimpleQueue[Any]] = set()
+        self._request = RunningRequest()
 
     def place(self) -> tuple[str, str]:
         """This rank's node id and address."""
@@ -99,8 +101,8 @@ class RankActor:
             self._waiting.discard(events)
 
     def cancel(self, request_id: str) -> None:
-        """Leader: ends a call at its next denoiser call."""
-        self._require_leader().cancel(request_id)
+        """Ends a call at its next check, also where this rank is not the leader and works for it."""
+        self._request.cancel(request_id)
 
     def ping(self) -> int:
         """Answers with the process id, also while a call runs; raises once the group is known to be dead."""
@@ -200,24 +202,41 @@ class RankActor:
         from workers.leader import Leader, local_components
         from workers.process_group import lane_layout
 
-        local = local_components(self._plan, self._components.modules)
+        local = local_components(self._plan, self._components)
         lanes = Lanes(lane_layout(self._plan), local=local, links=self._links, on_death=self._on_death)
-        pipeline = build_pipeline(self._plan, self._components)
+        remote, stand_ins = self._stand_ins(lanes)
+        pipeline = build_pipeline(self._plan, self._components, stand_ins=stand_ins)
         self._checkpoint.close()
-        self._leader = Leader(pipeline, lanes, components=self._components)
+        self._leader = Leader(
+            pipeline, lanes, components=self._components, predicted_step_s=self._plan.predicted.step_s, remote=remote
+        )
         return self._leader.describe(load_seconds=load_seconds, weight_bytes_read=weight_bytes_read)
+
+    def _stand_ins(self, lanes: Any) -> tuple[Any, dict[str, Any]]:
+        """What the leader's pipeline has in place of components that lie on other ranks."""
+        from workers.remote_call import RemoteComponents
+        from workers.stand_in import build_stand_ins
+
+        remote = RemoteComponents(lanes, self._request, ranks=self._plan.ranks_of_remote_components())
+        return remote, build_stand_ins(self._plan, device=self._device(), call=remote.call)
 
     def _follow(self) -> None:
         from workers.follower import follow
         from workers.leader import local_components
         from workers.memory import peak_bytes
+        from workers.remote_call import ServedEntries
 
         assert self._link is not None
         self._checkpoint.close()
         bytes_read = self._components.bytes_read
+        served = [name for name in self._plan.ranks_of_remote_components() if name in self._components.modules]
         follow(
             self._link,
-            components=local_components(self._plan, self._components.modules),
+            components=ServedEntries(
+                local_components(self._plan, self._components),
+                {name: self._components.modules[name] for name in served},
+                self._request,
+            ),
             extra_stats=lambda: {"weight_bytes_read": bytes_read, "peak_bytes": peak_bytes()},
             on_start=self._components.start_request,
         )

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from workers.batch_split import CutPlan, cut_plans, is_close, join_results, split_call
+from workers.calls import SeamStats
 from workers.component_call import CacheContext, ComponentCall
 from workers.deferred import DeferredScope, DeferredTensor, has_pending, wait_all
 from workers.encoding import Flat, Tree, UnencodableError, decode_tree, flatten
@@ -78,6 +79,18 @@ class SeamCounts:
     learnt_signatures: int = 0
     local_calls: int = 0
     uncut_signatures: int = 0
+
+    def snapshot(self) -> SeamStats:
+        """The counts as they are now."""
+        return SeamStats(self.learnt_signatures, self.local_calls, self.uncut_signatures)
+
+    def since(self, before: SeamStats) -> SeamStats:
+        """What was counted after `before`."""
+        return SeamStats(
+            self.learnt_signatures - before.learnt_signatures,
+            self.local_calls - before.local_calls,
+            self.uncut_signatures - before.uncut_signatures,
+        )
 
 
 class Seam:
@@ -181,27 +194,31 @@ class Seam:
         if spec is None or self._lanes.num_lanes == 1:
             self.run_pending()
             return self._run([call])[0]
-        num_parts = self._profile.num_parts(component, num_rows=call.num_rows, num_lanes=self._lanes.num_lanes)
+        num_parts = self._num_parts(call)
         if num_parts == 1:
             return self._defer(call, [call], spec)
-        if signature not in self._plans:
-            return self._find_plan(call, signature, spec, num_parts)
+        if signature not in self._plans:  # it was not to be cut when it was learnt
+            self.run_pending()
+            whole = self._run([call.fresh()])[0]
+            self._find_plan(call, signature, spec, whole)
+            return whole
         plan = self._plans[signature]
         if plan is None:  # on the leader: what a pipeline changes in its denoiser (attention processors) is there only
             self.run_pending()
             return self._run([call])[0]
         return self._defer(call, split_call(call, num_parts, plan), spec)
 
-    def _find_plan(self, call: ComponentCall, signature: str, spec: OutputSpec, num_parts: int) -> Any:
-        """Runs a batched call whole, and in parts by one plan after the other until the result is the same."""
-        self.run_pending()
-        whole = self._run([call.fresh()])[0]
+    def _num_parts(self, call: ComponentCall) -> int:
+        return self._profile.num_parts(call.component, num_rows=call.num_rows, num_lanes=self._lanes.num_lanes)
+
+    def _find_plan(self, call: ComponentCall, signature: str, spec: OutputSpec, whole: Any) -> None:
+        """Runs a batched call in parts by one plan after the other until the result is that of the `whole` call."""
+        num_parts = self._num_parts(call)
         plans = (plan for plan in cut_plans(call, num_parts) if self._cuts_right(call, num_parts, plan, spec, whole))
         self._plans[signature] = next(plans, None)
         if self._plans[signature] is None:
             self.counts.uncut_signatures += 1
             logger.warning("%s: its batched calls run whole, on one lane: cut, the result differs", call.component)
-        return whole
 
     def _cuts_right(self, call: ComponentCall, num_parts: int, plan: CutPlan, spec: OutputSpec, whole: Any) -> bool:
         try:
@@ -234,15 +251,17 @@ class Seam:
         return sum(len(queued.parts) for queued in self._queue) + len(parts) <= self._lanes.num_lanes
 
     def _learn(self, call: ComponentCall, signature: str) -> Any:
-        """Runs a call of a new signature at once and remembers the structure of its result."""
+        """Runs a call of a new signature at once; remembers the structure of its result, and how to cut such calls."""
         self.run_pending()
         versions = [None if tensor.is_inference() else tensor._version for tensor in call.tensors]
-        result = self._run([call])[0]
+        result = self._run([call.fresh()])[0]
         self.counts.learnt_signatures += 1
         writes = versions != [None if tensor.is_inference() else tensor._version for tensor in call.tensors]
-        self._specs[signature] = None if writes else _spec_of(result)
-        if self._specs[signature] is None:
+        spec = self._specs[signature] = None if writes else _spec_of(result)
+        if spec is None:
             logger.warning("%s: calls of this kind stay serial (%s)", call.component, _serial_reason(writes))
+        elif self._num_parts(call) > 1:
+            self._find_plan(call, signature, spec, result)
         return result
 
     def _send_new_config(self, component: str) -> None:

@@ -18,7 +18,7 @@ from ray.util.placement_group import placement_group_table
 
 from planner.plan import Plan
 from tests.plans import make_wan_plan
-from workers.calls import GenerateCall, GenerateResult, Progress
+from workers.calls import GenerateCall, GenerateResult, Progress, SeamStats
 from workers.errors import CallCancelledError, GroupDiedError, GroupStartError, InvalidCallError
 from workers.group import WorkerGroup
 
@@ -116,6 +116,16 @@ def test_tensors_are_allowed_as_arguments(tiny_wan: Path, pair: WorkerGroup) -> 
     expected = plain_pipeline(tiny_wan, **changes, output_type="latent")
     result = pair.generate(GenerateCall({**ARGUMENTS, **changes, "output_type": "latent"}, seed=3))
     assert torch.equal(result.output, expected)
+
+
+def test_after_a_short_call_of_the_same_shape_both_ranks_make_equal_numbers_of_calls(pair: WorkerGroup) -> None:
+    shape = {"height": 48, "width": 32, "num_frames": 5}  # no other test's
+    warm_up = pair.generate(GenerateCall({**shape, "prompt": "a", "num_inference_steps": 2}, seed=0))
+    assert warm_up.seam.learnt_signatures == 1
+    request = {**shape, "prompt": "a red circle", "negative_prompt": "blue star", "num_inference_steps": 20}
+    served = pair.generate(GenerateCall(request, seed=3))
+    assert served.seam == SeamStats()
+    assert [stats.denoiser_calls for stats in served.ranks] == [20, 20]
 
 
 def test_bad_calls_and_cancelled_calls_leave_the_group_clean(pair: WorkerGroup) -> None:

@@ -87,7 +87,7 @@ def run_plain(tiny: TinyPipeline, change: Callable[[Any], Any] = lambda result: 
     ]
     for component in tiny.pipeline.components.values():
         if hasattr(component, "set_timesteps"):
-            watch_scheduler(component, lambda _: rows_a_step.append(0))
+            watch_scheduler(component, lambda *_: rows_a_step.append(0))
     tiny.pipeline.set_progress_bar_config(disable=True)
     torch.manual_seed(SEED)
     with torch.no_grad():

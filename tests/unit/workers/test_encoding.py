@@ -64,6 +64,7 @@ def test_an_output_class_outside_the_two_libraries_is_refused() -> None:
         torch.randn(2, 3, 4),
         torch.randn(2, 3, 4).permute(2, 0, 1),
         torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        torch.randn(2, 6, 4, 4).to(memory_format=torch.channels_last).chunk(2, dim=1)[1],
         torch.randn(4, 6)[:, ::2],
         torch.tensor(7.0).expand(1),
         torch.tensor(7.0).expand(5),
@@ -76,6 +77,7 @@ def test_an_output_class_outside_the_two_libraries_is_refused() -> None:
         "dense",
         "permuted",
         "channels_last",
+        "half_of_channels_last",
         "strided",
         "expanded1",
         "expanded5",
@@ -96,3 +98,9 @@ def test_a_permuted_tensor_arrives_permuted() -> None:
     tensor = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
     _, rebuilt = empty_like_layout(tensor_layout(tensor), device=torch.device("cpu"))
     assert rebuilt.stride() == tensor.stride()
+
+
+def test_half_the_channels_arrive_channels_last_without_gaps() -> None:
+    tensor = torch.randn(2, 6, 4, 4).to(memory_format=torch.channels_last).chunk(2, dim=1)[1]
+    _, rebuilt = empty_like_layout(tensor_layout(tensor), device=torch.device("cpu"))
+    assert rebuilt.is_contiguous(memory_format=torch.channels_last)

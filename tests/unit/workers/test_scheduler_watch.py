@@ -5,25 +5,25 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from workers.deferred import DeferredScope, DeferredTensor
-from workers.scheduler_watch import num_scheduler_steps, watch_scheduler
+from workers.scheduler_watch import watch_scheduler
 
 
 def test_signature_and_class_stay() -> None:
     scheduler = DDIMScheduler()
     before = inspect.signature(scheduler.step)
-    watch_scheduler(scheduler, lambda _: None)
+    watch_scheduler(scheduler, lambda *_: None)
     assert inspect.signature(scheduler.step) == before
     assert type(scheduler) is DDIMScheduler  # BriaPipeline asks so
 
 
 def test_a_deep_copy_is_watched_too() -> None:
-    steps: list[int | None] = []
+    steps: list[tuple[object, float]] = []
     scheduler = FlowMatchEulerDiscreteScheduler()
-    watch_scheduler(scheduler, lambda which: steps.append(num_scheduler_steps(which)))
+    watch_scheduler(scheduler, lambda which, timestep: steps.append((which, float(timestep))))
     other = copy.deepcopy(scheduler)
     other.set_timesteps(4)
     other.step(torch.zeros(1), other.timesteps[0], torch.zeros(1))
-    assert steps == [4]
+    assert steps == [(other, float(other.timesteps[0]))]
     assert other.step_index == 1
     assert scheduler.step_index is None
 
@@ -43,7 +43,7 @@ def test_a_step_gets_the_values_of_deferred_results() -> None:
             return plain_step(self, model_output, *args, **kwargs)
 
     scheduler.__class__ = Looking
-    watch_scheduler(scheduler, lambda _: None)
+    watch_scheduler(scheduler, lambda *_: None)
     scheduler.set_timesteps(2)
     scheduler.step(leaf, scheduler.timesteps[0], torch.zeros(2, 3))
     assert seen == [torch.Tensor]

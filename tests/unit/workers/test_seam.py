@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FirstBlockCacheConfig
 
 from tests.lanes_in_threads import leader_of_threads
 from tests.tiny_checkpoints import make_tiny_wan_pipeline
@@ -118,6 +119,23 @@ def test_a_cancelled_call_ends_at_the_next_denoiser_call_and_leaves_no_trace() -
             leader.run(GenerateCall(ARGUMENTS, seed=9, request_id="mine"), cancel_in_the_middle)
         assert max(steps) == 1
         assert torch.equal(run(leader).output, expected)
+
+
+def test_step_caches_begin_each_request_empty() -> None:
+    """Pipelines empty them at their end, if they get there."""
+    pipeline = make_tiny_wan_pipeline()
+    pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=10.0))  # every step but the first is skipped
+    expected = serial(pipeline, num_inference_steps=4)
+    with leader_of_threads(pipeline, num_lanes=1) as leader:
+        run(leader, seed=8)
+
+        def cancel_in_the_middle(event: Progress) -> None:
+            if event.step == 2:
+                leader.cancel("mine")
+
+        with pytest.raises(CallCancelledError):
+            leader.run(GenerateCall(ARGUMENTS, seed=9, request_id="mine"), cancel_in_the_middle)
+        assert torch.equal(run(leader, num_inference_steps=4).output, expected)
 
 
 def test_a_missed_deadline_ends_the_call() -> None:
