@@ -241,7 +241,10 @@ class Seam:
         if sum(len(queued.parts) for queued in self._queue) < self._lanes.num_lanes:
             scope.open(call.tensors)
             return spec.rebuild(leaves)
-        self._run_queue([])  # this call has just seen that nothing is changed
+        if all(queued.call.component == call.component for queued in self._queue):
+            self._run_queue([])  # this call has just seen that its component is not changed
+        else:
+            self.run_pending()
         return spec.rebuild([leaf.wait() for leaf in leaves])
 
     def _fits(self, parts: list[ComponentCall]) -> bool:
