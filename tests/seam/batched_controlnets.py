@@ -3,7 +3,7 @@
 from typing import Any
 
 from tests.dist.weights.tiny_models import find_model
-from tests.seam.basic import make_vae
+from tests.seam.basic import make_flux_true_cfg, make_vae
 from tests.seam.batched_images import make_hunyuan_dit, stable_diffusion_3, z_image
 from tests.seam.batched_stable_diffusion import SIZE, XL_UNET, stable_diffusion, stable_diffusion_xl
 from tests.seam.batched_videos import make_motion_unet
@@ -138,6 +138,18 @@ def make_z_image_control() -> TinyPipeline:
     return TinyPipeline(tiny.pipeline, tiny.arguments, TRANSFORMER)
 
 
+def make_flux_control() -> TinyPipeline:
+    """True guidance: one call of the ControlNet serves both branches' calls of the transformer."""
+    tiny = make_flux_true_cfg()
+    controlnet = build(
+        "FluxControlNetModel", in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=16, axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+    parts = {**tiny.pipeline.components, "controlnet": fill_zeros(controlnet).eval()}
+    pipeline = build("FluxControlNetPipeline", **parts)
+    return TinyPipeline(pipeline, {**tiny.arguments, "control_image": picture()}, TRANSFORMER)
+
+
 def make_hunyuan_dit_control() -> TinyPipeline:
     config = find_model("HunyuanDiT2DModel").config
     names = (
@@ -162,6 +174,7 @@ CASES = (
     Case("StableDiffusion3ControlNetPipeline", "ControlNet", "batched", make_sd3_control),
     Case("SanaControlNetPipeline", "ControlNet", "batched", make_sana_control),
     Case("ZImageControlNetPipeline", "ControlNet", "batched", make_z_image_control),
+    Case("FluxControlNetPipeline true CFG", "ControlNet", "branch", make_flux_control),
     Case("HunyuanDiTControlNetPipeline", "ControlNet", "batched", make_hunyuan_dit_control),
     Case("AnimateDiffControlNetPipeline", "ControlNet", "batched", make_animatediff_control, is_representative=True),
 )  # fmt: skip

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.seam.cases import ALL_CASES
-from tests.seam.equality import BATCHED_TOLERANCE, compare
+from tests.seam.equality import BATCHED_TOLERANCE, compare_on_two_lanes
 from tests.seam.tiny import Case
 
 
@@ -13,7 +13,7 @@ def marked(case: Case) -> object:
 
 @pytest.mark.parametrize("case", [marked(case) for case in ALL_CASES])
 def test_two_lanes_equal_serial_at_half_the_work(case: Case) -> None:
-    result = compare(case)
+    result = compare_on_two_lanes(case)
     assert result.relative_error <= (BATCHED_TOLERANCE if case.is_batched else 0.0)
     if case.is_batched:
         assert result.would_show >= 10 * BATCHED_TOLERANCE, "a wrong join would not be seen: the branches are too alike"

@@ -1,0 +1,96 @@
+"""Why a pipeline that guides has no case in the matrix: one line a family."""
+
+import re
+from collections.abc import Iterable
+
+from tests.seam.cases import ALL_CASES
+from tests.seam.guided_pipelines import guided_pipelines
+
+_SAME = "same denoiser and way of guidance as"
+
+REASONS: tuple[tuple[str, str], ...] = (
+    (r".*PAG.*", f"{_SAME} StableDiffusionPAGPipeline: perturbed attention, on the leader"),
+    (r"AnimateDiff(SDXL|SparseControlNet|VideoToVideoControlNet)", f"{_SAME} AnimateDiff with and without ControlNet"),
+    (r"AnyFlowFAR", "keeps state between calls (a cache of earlier frames); AnyFlowPipeline is covered"),
+    (r"StableDiffusionXLControlNet", f"{_SAME} StableDiffusionXLControlNetPipeline and its union"),
+    (r"StableDiffusion3ControlNetInpainting", f"{_SAME} StableDiffusion3ControlNetPipeline"),
+    (r"StableDiffusionXLAdapter", f"{_SAME} StableDiffusionAdapterPipeline and StableDiffusionXLPipeline"),
+    (r"StableDiffusion(ImageVariation|LatentUpscale)|StableUnCLIP", f"{_SAME} StableDiffusionPipeline, after encoders"),
+    (r"BlipDiffusion", "needs BLIP-2's query transformer; the UNet and its ControlNet are Stable Diffusion's"),
+    (r"KolorsImg2Img", f"{_SAME} KolorsPipeline"),
+    (r"IF(Inpainting|ImgImg|.*SuperResolution)", f"{_SAME} IFPipeline and IFImg2ImgPipeline"),
+    (r"Kandinsky3Img2Img", f"{_SAME} Kandinsky3Pipeline"),
+    (
+        r"Kandinsky.*Combined|StableCascadeCombined",
+        "runs two other pipelines, whose denoisers are components of its own",
+    ),
+    (
+        r"Kandinsky(V22)?Prior|Kandinsky(V22)?PriorEmb2Emb",
+        "a prior of 25 calls on one vector a row: not worth two lanes",
+    ),
+    (r"Kandinsky(V22)?(|Controlnet|ControlnetImg2Img|Img2Img|Inpaint)Pipeline", f"{_SAME} KandinskyV22Pipeline"),
+    (r"BriaFibo", "has no way to be given embeddings, and needs a SmolLM3; BriaPipeline is covered"),
+    (r"CogVideoXFunControl", f"{_SAME} CogVideoXImageToVideoPipeline"),
+    (r"ConsisID", "needs OpenCV; the transformer is CogVideoX's with faces"),
+    (r"DreamLite", "has no way to be given embeddings, and needs a Qwen3-VL"),
+    (r"EasyAnimate(Control|Inpaint)", f"{_SAME} EasyAnimatePipeline"),
+    (r"Ideogram4", "two transformers, one a branch, each of one row; needs a Qwen3-VL"),
+    (r"LTX2(DFR|HDR|InContext)", f"{_SAME} LTX2Pipeline and LTX2ConditionPipeline"),
+    (r"LTXI2VLongMultiPrompt", f"{_SAME} LTXImageToVideoPipeline, window by window"),
+    (r"PRXPixel", f"{_SAME} PRXPipeline"),
+    (r"SanaWM", "needs a camera path and a world model's memory"),
+    (r"ZImage(ControlNetInpaint|Omni)", f"{_SAME} ZImagePipeline and ZImageControlNetPipeline"),
+    (
+        r"AudioLDM2|StableAudio3|AceStep|LongCatAudio",
+        "sound: the service makes pictures and videos; StableAudioPipeline is covered",
+    ),
+    (r"LDMTextToImage|ShapE|LEdits", "research pipelines of 2022 and 2023 with loops of their own"),
+    (r"Chroma(Img2Img|Inpaint)", f"{_SAME} ChromaPipeline"),
+    (r"CogView4Control", f"{_SAME} CogView4Pipeline"),
+    (r"Cosmos", f"{_SAME} the covered Cosmos pipelines, or needs the guardrail models"),
+    (r"Flux2Klein", f"{_SAME} Flux2KleinPipeline"),
+    (r"FluxControlNet", "ControlNet before each branch's call: equal, but only one branch is in flight at a time"),
+    (r"Flux(Control|Fill)|VisualCloze", "guidance is an input of the model: one call a step"),
+    (r"Flux", f"{_SAME} FluxPipeline with true CFG"),
+    (r"GlmImage", "needs a vision-language model that writes picture tokens first"),
+    (r"Helios", "keeps a history of frames; the transformer is Wan's"),
+    (r"HunyuanImageRefiner", f"{_SAME} HunyuanImagePipeline"),
+    (r"HunyuanVideo15", f"{_SAME} HunyuanVideo15Pipeline"),
+    (r"Hunyuan(Skyreels|Video)", f"{_SAME} HunyuanVideoPipeline with true CFG"),
+    (r"Kandinsky5", f"{_SAME} Kandinsky5T2VPipeline"),
+    (r"Krea2|LongCatImage|NucleusMoE", f"{_SAME} the covered one-call-a-branch transformers for pictures"),
+    (r"LatentConsistencyModelImg2Img|SanaSprintImg2Img", "guidance is an input of the model: one call a step"),
+    (r"MotifVideoImage2Video", f"{_SAME} MotifVideoPipeline"),
+    (r"QwenImageControlNet", "ControlNet before each branch's call: equal, but only one branch is in flight at a time"),
+    (r"QwenImage", f"{_SAME} QwenImagePipeline and QwenImageEditPipeline"),
+    (r"SkyReelsV2", f"{_SAME} SkyReelsV2Pipeline and SkyReelsV2DiffusionForcingPipeline"),
+    (r"Wan", f"{_SAME} WanPipeline; needs a face encoder"),
+)
+"""Regular expressions on the beginning of a class name, and the reason; the first match counts."""
+
+
+def uncovered_pipelines() -> dict[str, str]:
+    """Reason by class name of every guided pipeline without a case.
+
+    Raises:
+        LookupError: a pipeline has neither a case nor a reason.
+    """
+    covered = {case.pipeline_class for case in ALL_CASES}
+    return {name: _reason(name) for name in guided_pipelines() if name not in covered}
+
+
+def unused_reasons(names: Iterable[str]) -> list[str]:
+    """Patterns that explain none of `names`."""
+    used = {_first_match(name) for name in names}
+    return [pattern for pattern, _ in REASONS if pattern not in used]
+
+
+def _reason(name: str) -> str:
+    pattern = _first_match(name)
+    if pattern is None:
+        raise LookupError(f"{name} guides and has neither a case nor a reason why not")
+    return dict(REASONS)[pattern]
+
+
+def _first_match(name: str) -> str | None:
+    return next((pattern for pattern, _ in REASONS if re.match(pattern, name)), None)
