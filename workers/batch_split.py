@@ -164,10 +164,15 @@ def _keys_beside_the_batch(call: ComponentCall) -> list[ArgumentKey]:
 
 
 def _join_tensors(parts: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    if any(part.ndim != like.ndim for part in parts):
+        raise ValueError(f"results of {[part.ndim for part in parts]} dimensions instead of {like.ndim}")
     if all(part.shape == like.shape for part in parts):
         return parts[0]  # it has no rows
     for dim, size in enumerate(like.shape):
-        if sum(part.shape[dim] for part in parts) == size:
+        others = [*like.shape[:dim], *like.shape[dim + 1 :]]
+        if sum(part.shape[dim] for part in parts) == size and all(
+            [*part.shape[:dim], *part.shape[dim + 1 :]] == others for part in parts
+        ):
             return torch.cat(parts, dim)
     raise ValueError(f"results of {[tuple(part.shape) for part in parts]} do not add up to {tuple(like.shape)}")
 

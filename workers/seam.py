@@ -156,7 +156,7 @@ class Seam:
         results = self._run([*first, *(part for queued in queue for part in queued.parts)])
         of_parts = iter(results[len(first) :])
         for queued in queue:
-            self._fill(queued, _joined([next(of_parts) for _ in queued.parts], queued.spec))
+            self._fill(queued, self._join(queued.call, [next(of_parts) for _ in queued.parts], queued.spec))
         scope.close()
         return results[: len(first)]
 
@@ -232,7 +232,7 @@ class Seam:
         if not self._fits(parts):
             self.run_pending()
         if not self._queue and len(parts) == self._lanes.num_lanes:
-            return _joined(self._run(parts), spec)
+            return self._join(call, self._run(parts), spec)
         if self._scope is None:
             self._scope = DeferredScope(self.run_pending)
         scope = self._scope
@@ -289,16 +289,25 @@ class Seam:
         finally:
             self._is_running = False
 
+    def _join(self, call: ComponentCall, results: list[Any], spec: OutputSpec) -> Any:
+        try:
+            return _joined(results, spec)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise self._other_structure(call) from error
+
     def _fill(self, queued: _Queued, result: Any) -> None:
         flat = flatten(result)
         if not queued.spec.matches(flat):
-            self._specs[queued.call.signature()] = None
-            raise CallError(
-                f"{queued.call.component} returned another structure than for the same arguments before; "
-                "its calls run serially from now on: send the request again"
-            )
+            raise self._other_structure(queued.call)
         for leaf, tensor in zip(queued.leaves, flat.tensors, strict=True):
             leaf.fill(tensor)
+
+    def _other_structure(self, call: ComponentCall) -> CallError:
+        self._specs[call.signature()] = None
+        return CallError(
+            f"{call.component} returned another structure than for the same arguments before; "
+            "its calls run serially from now on: send the request again"
+        )
 
 
 def _joined(results: list[Any], spec: OutputSpec) -> Any:
