@@ -23,6 +23,7 @@ REASONS: tuple[tuple[str, str], ...] = (
     (r"Kandinsky.*Combined|StableCascadeCombined", "runs two of the other pipelines one after the other"),
     (r"Kandinsky(V22)?Prior", "has no way to be given embeddings, and needs CLIP for texts and pictures"),
     (r"Kandinsky(V22)?(|Controlnet|ControlnetImg2Img|Img2Img|Inpaint)Pipeline", f"{_SAME} KandinskyV22Pipeline"),
+    (r"BriaFibo2", "one call a branch; no case yet"),
     (r"BriaFibo", "has no way to be given embeddings, and needs a SmolLM3; BriaPipeline is covered"),
     (r"CogVideoXFunControl", f"{_SAME} CogVideoXImageToVideoPipeline"),
     (r"ConsisID", "needs OpenCV; the transformer is CogVideoX's with faces"),
