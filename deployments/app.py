@@ -3,6 +3,7 @@
 No `from __future__ import annotations` here: Serve reads the builder's annotation to validate its arguments.
 """
 
+import re
 import time
 from typing import Any
 
@@ -10,9 +11,10 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve import Application
 
+from deployments.exposure import check_exposure, running_http_host
 from deployments.group import GroupDeployment
 from deployments.ingress import Ingress
-from deployments.settings import AppSettings
+from deployments.settings import AppSettings, ModelSettings
 from planner.actor import ask_planner
 from planner.errors import PlannerError
 from planner.plan import Plan
@@ -20,6 +22,8 @@ from planner.plan import Plan
 # Measured: with Serve's default back-off small groups reach a fifth to a third of the throughput at saturation.
 _ROUTER = {"initial_backoff_s": 0.005, "max_backoff_s": 0.02}
 _INGRESS_CPUS = 0.1
+# Where the files of jobs are. A head node may be told to have no CPUs for anybody: none is asked for.
+_ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 _STOP_MARGIN_S = 10.0
 _NUM_PLANNER_ATTEMPTS = 5
 _PLANNER_PAUSE_S = 0.5
@@ -28,26 +32,28 @@ _HEALTH_CHECK_TIMEOUT_S = 15.0
 
 
 def build_app(settings: AppSettings) -> Application:
-    """Plans, then binds the deployments with the plan's bundles. No GPU is touched before a plan stands.
+    """Plans, then binds the deployments with the plans' bundles. No GPU is touched before every plan stands.
 
     Serve runs it up to four times a deploy: it starts nothing but the planner actor, which is stateless.
 
     Raises:
-        PlannerError: the checkpoint cannot be used, or no plan fits; with the numbers.
+        SettingsError: Serve listens where strangers reach it, and there is no key.
+        PlannerError: a checkpoint cannot be used, or no plan fits; with the numbers.
     """
-    plan = _ask_planner(settings)
-    return _bind_ingress(settings, plan, _bind_group(settings, plan))
+    host = running_http_host()
+    if host is not None:
+        check_exposure(settings, host)
+    plans = [_ask_planner(model, settings.plan_timeout_s) for model in settings.served_models]
+    groups = [_bind_group(settings, model, plan) for model, plan in zip(settings.served_models, plans, strict=True)]
+    return _bind_ingress(settings, plans, groups)
 
 
-def _ask_planner(settings: AppSettings) -> Plan:
+def _ask_planner(model: ModelSettings, timeout_s: float) -> Plan:
     """The planner's answer. An actor that nobody holds any more may be found by name while it goes: asked again."""
     for attempt in range(1, _NUM_PLANNER_ATTEMPTS + 1):
         try:
             return ask_planner(
-                str(settings.checkpoint_folder),
-                settings.plan,
-                profiles=settings.profiles,
-                timeout_s=settings.plan_timeout_s,
+                str(model.checkpoint_folder), model.plan, profiles=model.profiles, timeout_s=timeout_s
             )
         except PlannerError as error:
             if not isinstance(error.__cause__, RayActorError) or attempt == _NUM_PLANNER_ATTEMPTS:
@@ -56,31 +62,39 @@ def _ask_planner(settings: AppSettings) -> Plan:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _bind_group(settings: AppSettings, plan: Plan) -> Any:
+def _bind_group(settings: AppSettings, model: ModelSettings, plan: Plan) -> Any:
     coordinator, *_ = plan.group.bundles
     deployment = serve.deployment(GroupDeployment).options(
-        name="Group",
-        num_replicas=settings.num_replicas,
+        name=_group_name(settings, model),
+        num_replicas=model.num_replicas,
         ray_actor_options={"num_cpus": coordinator.get("CPU", 0)},
         placement_group_bundles=[dict(bundle) for bundle in plan.group.bundles],
         placement_group_strategy=plan.group.strategy,
-        max_ongoing_requests=settings.max_ongoing_requests,
+        max_ongoing_requests=model.max_ongoing_requests,
         request_router_config=_ROUTER,
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=_HEALTH_CHECK_TIMEOUT_S,
         graceful_shutdown_timeout_s=settings.request_timeout_s + _STOP_MARGIN_S,
     )
-    return deployment.bind(settings, plan)
+    return deployment.bind(model, plan)
 
 
-def _bind_ingress(settings: AppSettings, plan: Plan, group: Any) -> Any:
+def _group_name(settings: AppSettings, model: ModelSettings) -> str:
+    """`Group`; with several models each has its place and name in it, as far as Serve takes its letters."""
+    if not settings.models:
+        return "Group"
+    letters = re.sub(r"[^A-Za-z0-9_.-]", "_", model.served_name)
+    return f"Group-{settings.models.index(model)}-{letters}"
+
+
+def _bind_ingress(settings: AppSettings, plans: list[Plan], groups: list[Any]) -> Any:
     deployment = serve.deployment(serve.ingress()(Ingress)).options(
         name="Ingress",
         num_replicas=settings.num_ingress_replicas,
-        ray_actor_options={"num_cpus": _INGRESS_CPUS},
+        ray_actor_options=_ON_HEAD if settings.state.is_on_head else {"num_cpus": _INGRESS_CPUS},
         # Admission is the service's work, with an honest Retry-After; Serve's own ceiling only must not come first.
-        max_ongoing_requests=4 * settings.max_queued_requests + 100,
+        max_ongoing_requests=4 * settings.max_queued_requests * len(plans) + 100,
         request_router_config=_ROUTER,
         graceful_shutdown_timeout_s=settings.request_timeout_s + _STOP_MARGIN_S,
     )
-    return deployment.bind(settings, plan, group)
+    return deployment.bind(settings, plans, *groups)

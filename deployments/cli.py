@@ -4,6 +4,7 @@ import typer
 
 from deployments.commands.check import check
 from deployments.commands.generate import generate
+from deployments.commands.key import key
 from deployments.commands.plan import plan
 from deployments.commands.serve import serve
 
@@ -20,6 +21,7 @@ app.command(name="plan")(plan)
 app.command(name="generate")(generate)
 app.command(name="serve")(serve)
 app.command(name="check")(check)
+app.command(name="key")(key)
 
 
 def main() -> None:

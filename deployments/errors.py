@@ -5,10 +5,14 @@
     ├── LocalServiceError          a Ray or Serve that we started on this machine did not come up
     └── RequestError               one request cannot be answered; carries what HTTP needs
         ├── BadRequestError            400: the caller must change the request
+        ├── KeyRequiredError           401: no key, or an unknown one
         ├── UnknownModelError          404: no such model here
+        ├── NotFoundError              404: no such job, file or variant
+        ├── ConflictError              409: the idempotency key was used for another request
         ├── BusyError                  429: the queue is full; says when to come back
         ├── GenerationError            500: the request was fine, the work failed
         ├── UnavailableError           503: no group can take the request now
+        │   └── GroupsDiedError            503: the group died under it, and so did the next one
         └── RequestTimeoutError        504: it took longer than the service allows
 
 All of them pickle: their constructor's arguments are their `args`.
@@ -64,6 +68,30 @@ class BadRequestError(RequestError):
     default_code = "invalid_value"
 
 
+class KeyRequiredError(RequestError):
+    """No API key, or one that nobody has."""
+
+    status = 401
+    error_type = "invalid_request_error"
+    default_code = "invalid_api_key"
+
+
+class NotFoundError(RequestError):
+    """There is no such thing, or it is somebody else's."""
+
+    status = 404
+    error_type = "invalid_request_error"
+    default_code = "not_found"
+
+
+class ConflictError(RequestError):
+    """The request contradicts an earlier one."""
+
+    status = 409
+    error_type = "invalid_request_error"
+    default_code = "idempotency_key_reused"
+
+
 class UnknownModelError(RequestError):
     """No model of that name is served here."""
 
@@ -99,6 +127,12 @@ class UnavailableError(RequestError):
     error_type = "server_error"
     default_code = "unavailable"
     should_retry = True
+
+
+class GroupsDiedError(UnavailableError):
+    """The group died under the request, and so did the one that tried it again."""
+
+    default_code = "unavailable"
 
 
 class RequestTimeoutError(RequestError):

@@ -13,11 +13,11 @@ from deployments.detached import detached
 from deployments.group_client import GeneratedMedia
 from deployments.logs import configure_logging
 from deployments.measuring import make_measurement, report_to_planner
-from deployments.media import encode_mp4, encode_png
-from deployments.pipeline_call import DEFAULT_FPS, build_arguments
-from deployments.schemas import GenerationRequest, ImageRequest, VideoRequest
+from deployments.media import encode_image, encode_mp4, encode_thumbnail
+from deployments.pipeline_call import build_arguments, frames_per_second
+from deployments.schemas import ImageRequest, VideoRequest
 from deployments.seam_metrics import SeamMetrics
-from deployments.settings import AppSettings
+from deployments.settings import ModelSettings
 from deployments.warm_up import MAX_CALLS_A_SHAPE, WARM_UP_STEPS, warm_up_requests
 from planner.plan import Plan
 from planner.profiles import configured_folder
@@ -33,11 +33,11 @@ class GroupDeployment:
     """Starts a group, warms it up, and only then is healthy. A dead rank ends the whole replica at once.
 
     Args:
-        settings: the app's settings.
+        settings: the model's settings.
         plan: what to start; the replica's placement group has the plan's bundles.
     """
 
-    def __init__(self, settings: AppSettings, plan: Plan) -> None:
+    def __init__(self, settings: ModelSettings, plan: Plan) -> None:
         configure_logging()
         self._plan = plan
         self._seam_metrics = SeamMetrics()
@@ -73,7 +73,8 @@ class GroupDeployment:
         deadline_s: float | None = None,
     ) -> AsyncGenerator[Progress | GeneratedMedia, None]:
         """Progress of one picture or video, then the file. Cancelling the request cancels the work."""
-        arguments = build_arguments(request, self._plan.defaults, self._group.describe())
+        description = self._group.describe()
+        arguments = await asyncio.to_thread(build_arguments, request, self._plan.defaults, description)
         call = GenerateCall(
             arguments,
             seed=request.seed if seed is None else seed,
@@ -90,6 +91,10 @@ class GroupDeployment:
                         yield event
         except GroupDiedError as error:
             self._end(error)
+
+    async def cancel(self, request_id: str) -> None:
+        """Ends a call at its next denoiser call, if it runs or waits here; called on all groups at once."""
+        self._group.cancel(request_id)
 
     async def probe(self) -> AsyncGenerator[str, None]:
         """Says that the group was reached, then, when every rank has answered, that it is well."""
@@ -149,16 +154,18 @@ class GroupDeployment:
             os._exit(1)
 
 
-def _encode(result: GenerateResult, request: GenerationRequest, plan: Plan) -> GeneratedMedia:
+def _encode(result: GenerateResult, request: ImageRequest | VideoRequest, plan: Plan) -> GeneratedMedia:
     """The file for a result. A picture of a video pipeline is its first frame."""
     pixels = result.output[0]
-    if isinstance(request, VideoRequest):
-        content = encode_mp4(pixels, fps=request.fps or plan.defaults.fps or DEFAULT_FPS)
-    else:
-        pixels = pixels[0] if result.output_kind == "video" else pixels
-        content = encode_png(pixels)
     height, width = pixels.shape[-3:-1]
-    return GeneratedMedia(content=content, seed=result.seed, width=width, height=height)
+    if isinstance(request, VideoRequest):
+        content = encode_mp4(pixels, fps=frames_per_second(request, plan.defaults))
+        thumbnail = encode_thumbnail(pixels)
+    else:
+        first = pixels[0] if result.output_kind == "video" else pixels
+        content = encode_image(first, output_format=request.output_format, quality=request.output_compression)
+        thumbnail = None
+    return GeneratedMedia(content=content, thumbnail=thumbnail, seed=result.seed, width=width, height=height)
 
 
 def _seconds(value: float | None) -> str:

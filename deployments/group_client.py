@@ -1,6 +1,7 @@
 """How an ingress talks to the groups: the seam between HTTP and Ray Serve handles."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -14,17 +15,20 @@ from deployments.schemas import GenerationRequest
 from workers.calls import GroupDescription, Progress
 from workers.errors import CallCancelledError, GroupDiedError, WorkerError
 
+logger = logging.getLogger(__name__)
+_CANCEL_TIMEOUT_S = 10.0
 Probe = Literal["ok", "unreached", "dead"]
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedMedia:
-    """One finished file from a group."""
+    """One finished file from a group; a video has a thumbnail as well."""
 
     content: bytes
     seed: int
     width: int
     height: int
+    thumbnail: bytes | None = None
 
 
 class GroupClient(Protocol):
@@ -40,6 +44,10 @@ class GroupClient(Protocol):
             CallError: the call failed.
             RequestError: the request is refused.
         """
+        ...
+
+    async def cancel(self, request_id: str) -> None:
+        """Ends a call at its next denoiser call, whichever group has it and whoever asked for it."""
         ...
 
     async def describe(self) -> GroupDescription:
@@ -79,6 +87,13 @@ class ServeGroupClient:
         finally:
             if not is_finished:
                 response.cancel()
+
+    async def cancel(self, request_id: str) -> None:
+        """See `GroupClient.cancel`. A group that is gone by then has nothing left to end."""
+        try:
+            await self._handle.broadcast("cancel", request_id).results_async(timeout_s=_CANCEL_TIMEOUT_S)
+        except (RayError, DeploymentUnavailableError, TimeoutError) as error:
+            logger.warning("cancel %s: not all groups answered: %s", request_id, type(error).__name__)
 
     async def describe(self) -> GroupDescription:
         """See `GroupClient.describe`."""

@@ -6,10 +6,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
-from deployments.errors import BusyError, RequestError
-from deployments.schemas import ErrorDetail, ErrorResponse
+from deployments.answers import ErrorDetail, ErrorResponse
+from deployments.errors import BusyError, KeyRequiredError, RequestError, UnavailableError
 
 logger = logging.getLogger(__name__)
 _MAX_MESSAGE_CHARACTERS = 500
@@ -21,6 +22,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(SQLAlchemyError, _on_database_error)
     app.add_exception_handler(Exception, _on_unexpected)
 
 
@@ -29,6 +31,8 @@ def error_response(error: RequestError) -> JSONResponse:
     headers = {} if error.should_retry else {"x-should-retry": "false"}
     if isinstance(error, BusyError):
         headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, KeyRequiredError):
+        headers["WWW-Authenticate"] = "Bearer"
     return _answer(error.status, error_detail(error), headers)
 
 
@@ -67,6 +71,11 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     message, code = words.get(error.status_code, (str(error.detail), "invalid_request"))
     detail = ErrorDetail(message=_shorten(message), type="invalid_request_error", code=code)
     return _answer(error.status_code, detail, {"x-should-retry": "false", **(error.headers or {})})
+
+
+async def _on_database_error(_: Request, error: Exception) -> JSONResponse:
+    logger.error("the database fails", exc_info=error)
+    return error_response(UnavailableError("the database does not answer: try again later"))
 
 
 async def _on_unexpected(_: Request, error: Exception) -> JSONResponse:

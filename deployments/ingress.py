@@ -1,7 +1,8 @@
 """The ingress deployment: HTTP and Python handle calls into the same service."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+import logging
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -10,33 +11,56 @@ from ray import serve
 from ray.exceptions import TaskCancelledError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.answers import MediaResponse
+from deployments.front import Front, open_front
 from deployments.group_client import ServeGroupClient
 from deployments.http_api import build_api
 from deployments.logs import configure_logging
-from deployments.schemas import MediaResponse
+from deployments.served_model import ServedModel
 from deployments.service import Event, MediaRequest, Service
 from deployments.settings import AppSettings
 from planner.plan import Plan
 
+logger = logging.getLogger(__name__)
+
 
 class Ingress:
-    """One front end. `generate` and `stream` are also there for `serve.get_app_handle(...)`."""
+    """One front end. `generate` and `stream` are also there for `serve.get_app_handle(...)`.
 
-    def __init__(self, settings: AppSettings, plan: Plan, group: Any) -> None:
+    Args:
+        settings: the app's settings.
+        plans: one a model, in the settings' order.
+        groups: the handles of the models' groups, likewise.
+    """
+
+    def __init__(self, settings: AppSettings, plans: Sequence[Plan], *groups: Any) -> None:
         configure_logging()
-        client = ServeGroupClient(group, app_name=serve.get_replica_context().app_name)
-        self._service = Service(settings, plan, client)
+        app_name = serve.get_replica_context().app_name
+        max_queued = settings.max_queued_requests
+        models = [
+            ServedModel(model, plan, ServeGroupClient(group, app_name=app_name), max_queued_requests=max_queued)
+            for model, plan, group in zip(settings.served_models, plans, groups, strict=True)
+        ]
+        self._service = Service(settings, models)
         self._preparing: asyncio.Task[None] | None = None
+        self._front: Front | None = None
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once, after `__init__`, on the loop that answers requests."""
+        self._front = await open_front(self._service)
         self._preparing = asyncio.create_task(self._service.prepare())
-        api = build_api(self._service)
+        api = build_api(self._service, self._front.desk, self._front.keys)
         api.add_middleware(QuietDisconnect)
         return api
 
+    async def __del__(self) -> None:
+        """Called by Serve when the replica is told to stop: others take over its jobs at once."""
+        front = getattr(self, "_front", None)
+        if front is not None:
+            await front.close()
+
     async def generate(self, request: MediaRequest) -> MediaResponse:
-        """Makes the pictures or the video that a request asks for.
+        """Makes the pictures or the video that a request asks for. Cancelling the response cancels the work.
 
         Raises:
             RequestError: it cannot be done; says why.
@@ -49,9 +73,9 @@ class Ingress:
             async for event in events:
                 yield event
 
-    async def plan(self) -> Plan:
-        """What was decided before the groups started."""
-        return self._service.plan
+    async def plan(self, model: str | None = None) -> Plan:
+        """What was decided before a model's groups started."""
+        return self._service.plan(model)
 
 
 class QuietDisconnect:

@@ -91,7 +91,7 @@ def run_app(
     serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"})
     target = serve.RunTarget(app, name=APP_NAME, route_prefix="/")
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-    deadline = time.monotonic() + settings.start_timeout_s
+    deadline = time.monotonic() + max(model.start_timeout_s for model in settings.served_models)
     _wait_until_running(deadline, logs, report)
     _wait_until_answering(f"http://{host}:{port}/live", deadline)
     return serve.get_app_handle(APP_NAME)

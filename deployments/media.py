@@ -3,16 +3,31 @@
 import io
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from deployments.errors import BadRequestError
+
+_INPUT_FORMATS = ("PNG", "JPEG", "WEBP")
+_DEFAULT_QUALITY = 95
+_THUMBNAIL_QUALITY = 85
 
 
-def encode_png(pixels: Any) -> bytes:
-    """A PNG file. pixels: (H, W, 3) uint8."""
+def encode_image(pixels: Any, *, output_format: Literal["png", "jpeg", "webp"], quality: int | None = None) -> bytes:
+    """A picture's file. pixels: (H, W, 3) uint8; quality: 0 to 100, for jpeg and webp."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=4)
+    image = Image.fromarray(pixels)
+    if output_format == "png":
+        image.save(buffer, format="PNG", compress_level=4)
+    else:
+        image.save(buffer, format=output_format, quality=_DEFAULT_QUALITY if quality is None else quality)
     return buffer.getvalue()
+
+
+def encode_thumbnail(frames: Any) -> bytes:
+    """A webp of a video's first frame. frames: (F, H, W, 3) uint8."""
+    return encode_image(frames[0], output_format="webp", quality=_THUMBNAIL_QUALITY)
 
 
 def encode_mp4(frames: Any, *, fps: int) -> bytes:
@@ -33,3 +48,61 @@ def encode_mp4(frames: Any, *, fps: int) -> bytes:
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
         return path.read_bytes()
+
+
+def check_image(content: bytes, *, max_pixels: int, param: str) -> None:
+    """Looks at a client's picture without decoding it.
+
+    Raises:
+        BadRequestError: it is no png, jpeg or webp, or too large.
+    """
+    width, height = _open(content, param).size
+    if width * height > max_pixels:
+        raise BadRequestError(
+            f"{param}: {width}x{height} pixels, at most {max_pixels} are allowed here", param, "limit_exceeded"
+        )
+
+
+def decode_image(content: bytes, *, param: str) -> Any:
+    """A client's picture as an RGB image of PIL, upright.
+
+    Raises:
+        BadRequestError: it cannot be decoded.
+    """
+    from PIL import ImageOps
+
+    image = _open(content, param)
+    try:
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # decoders raise anything on broken files
+        raise _unreadable(param) from error
+
+
+def decode_mask(content: bytes) -> Any:
+    """A mask as pipelines want it, white where to paint. As in OpenAI's API transparent means that; without an alpha
+    channel the picture is taken as it is.
+
+    Raises:
+        BadRequestError: it cannot be decoded.
+    """
+    from PIL import ImageOps
+
+    image = _open(content, "mask")
+    try:
+        image.load()
+        return ImageOps.invert(image.getchannel("A")) if "A" in image.getbands() else image.convert("L")
+    except Exception as error:  # decoders raise anything on broken files
+        raise _unreadable("mask") from error
+
+
+def _open(content: bytes, param: str) -> Any:
+    from PIL import Image
+
+    try:
+        return Image.open(io.BytesIO(content), formats=_INPUT_FORMATS)
+    except Exception as error:  # decoders raise anything on broken files
+        raise _unreadable(param) from error
+
+
+def _unreadable(param: str) -> BadRequestError:
+    return BadRequestError(f"{param} is no readable png, jpeg or webp", param, "invalid_image")

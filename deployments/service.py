@@ -1,47 +1,27 @@
-"""What the service does, without HTTP and without Ray: admit, divide into calls, retry once, keep the deadline."""
+"""What the service does, without HTTP and without Ray: choose the model, admit, divide, keep the deadline."""
 
 import asyncio
 import base64
-import logging
 import secrets
 import time
-import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Literal, TypeVar
 
-from deployments.admission import Admission
-from deployments.errors import (
-    BadRequestError,
-    GenerationError,
-    RequestTimeoutError,
-    UnavailableError,
-    UnknownModelError,
-)
-from deployments.group_client import GeneratedMedia, GroupClient
-from deployments.pipeline_call import build_arguments, check_limits
-from deployments.schemas import (
-    CompletedEvent,
-    GenerationRequest,
-    Health,
-    ImageRequest,
-    MediaItem,
-    MediaResponse,
-    ModelCard,
-    ModelList,
-    ProgressEvent,
-    VideoRequest,
-)
+from deployments.answers import CompletedEvent, Health, MediaItem, MediaResponse, ModelCard, ModelList, ProgressEvent
+from deployments.errors import BadRequestError, RequestTimeoutError, UnknownModelError
+from deployments.group_client import GeneratedMedia
+from deployments.schemas import GenerationRequest, ImageEditRequest, ImageRequest, VideoRequest
+from deployments.served_model import ServedModel
 from deployments.settings import AppSettings
 from planner.plan import Plan
-from workers.calls import GroupDescription, Progress
-from workers.errors import CallCancelledError, CallError, DeadlineExceededError, GroupDiedError, InvalidCallError
+from workers.calls import Progress
 
-logger = logging.getLogger(__name__)
 MediaRequest = ImageRequest | VideoRequest
 Event = ProgressEvent | CompletedEvent
+_ProgressType = Literal["image_generation.progress", "image_edit.progress", "video_generation.progress"]
+_CompletedType = Literal["image_generation.completed", "image_edit.completed", "video_generation.completed"]
 _T = TypeVar("_T")
-_NUM_ATTEMPTS = 2
 
 
 class Service:
@@ -49,17 +29,12 @@ class Service:
 
     Args:
         settings: the app's settings.
-        plan: what the groups run.
-        group: the way to the groups.
+        models: what is served.
     """
 
-    def __init__(self, settings: AppSettings, plan: Plan, group: GroupClient) -> None:
+    def __init__(self, settings: AppSettings, models: Sequence[ServedModel]) -> None:
         self.settings = settings
-        self.plan = plan
-        self._group = group
-        self._description: GroupDescription | None = None
-        self._created = int(time.time())
-        self._admission = Admission(settings.max_queued_requests, num_servers=settings.num_replicas)
+        self.models = {model.name: model for model in models}
 
     async def generate(self, request: MediaRequest) -> MediaResponse:
         """Makes all that is asked for.
@@ -74,7 +49,7 @@ class Service:
                     done.append(event)
         return MediaResponse(
             created=int(time.time()),
-            model=self.settings.served_name,
+            model=self.model(request.model).name,
             size=done[0].size,
             output_format=request.output_format,
             data=[MediaItem(b64_json=event.b64_json, seed=event.seed) for event in done],
@@ -85,62 +60,100 @@ class Service:
 
         The first event comes at once when the request is admitted; before it, what is wrong is raised.
         """
-        self._check(request)
+        model = self.check(request)
         deadline = _Deadline(self.settings.request_timeout_s)
-        with self._admission.admitted():
-            if self._description is not None:
-                build_arguments(request, self.plan.defaults, self._description)
-            yield ProgressEvent(type=_event_type(request), stage="queued")
-            first_seed = secrets.randbits(31) if request.seed is None else request.seed
+        with model.admission.admitted():
+            yield ProgressEvent(type=_event_types(request)[0], stage="queued")
+            first_seed = draw_seed() if request.seed is None else request.seed
             for index in range(request.n):
-                async with aclosing(_within(self._one(request, first_seed + index, deadline), deadline)) as events:
+                calls = model.one(request, seed=first_seed + index, deadline_s=deadline.left())
+                async with aclosing(_within(calls, deadline)) as events:
                     async for event in events:
                         yield _as_event(event, request, index)
 
+    async def run(self, request: MediaRequest, *, request_id: str) -> AsyncGenerator[Progress | GeneratedMedia, None]:
+        """A job's work: as `stream`, but waits for a group as long as it takes; its time begins with its first step.
+
+        Raises:
+            RequestError: it cannot be done; says why.
+        """
+        model, timeout_s = self.check(request), self.settings.jobs.run_timeout_s
+        assert request.seed is not None
+        for index in range(request.n):
+            calls = model.one(request, seed=request.seed + index, deadline_s=timeout_s, request_id=request_id)
+            async with aclosing(calls):
+                first = await anext(calls)
+                yield first
+                async with aclosing(_within(calls, _Deadline(timeout_s))) as events:
+                    async for event in events:
+                        yield event
+
     async def prepare(self) -> None:
-        """Learns what the groups can do as soon as one is up, so that wrong requests are refused without queueing."""
-        self._description = await self._group.describe()
+        """Learns what the groups of each model can do, each as soon as one is up."""
+        async with asyncio.TaskGroup() as tasks:
+            for model in self.models.values():
+                tasks.create_task(model.prepare())
+
+    def model(self, name: str | None) -> ServedModel:
+        """The model of a request.
+
+        Raises:
+            UnknownModelError: there is none of that name.
+            BadRequestError: none is named, and there are several.
+        """
+        if name is None:
+            if len(self.models) > 1:
+                raise BadRequestError(f"say which model: {', '.join(self.models)}", "model", "model_required")
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            there = ", ".join(repr(known) for known in self.models)
+            raise UnknownModelError(f"no model {name[:100]!r} here; there is {there}", "model")
+        return self.models[name]
+
+    def check(self, request: GenerationRequest) -> ServedModel:
+        """The model of a request that may be tried.
+
+        Raises:
+            RequestError: the request must change.
+        """
+        model = self.model(request.model)
+        model.check(request, self.settings.limits)
+        return model
+
+    def plan(self, name: str | None = None) -> Plan:
+        """What was decided before the model's groups started."""
+        return self.model(name).plan
 
     async def health(self) -> Health:
-        """Whether a request would be answered now."""
+        """Whether a request would be answered now; with several models, for the worst of them."""
+        answers = await asyncio.gather(*(self._health_of(model) for model in self.models.values()))
+        order = ("unavailable", "busy", "ok")
+        worst = min(range(len(answers)), key=lambda index: order.index(answers[index].status))
+        if len(answers) == 1 or answers[worst].status == "ok":
+            return answers[worst]
+        return Health(status=answers[worst].status, detail=f"{list(self.models)[worst]}: {answers[worst].detail}")
+
+    def list_models(self) -> ModelList:
+        """The models served here."""
+        return ModelList(data=[ModelCard(id=model.name, created=model.created) for model in self.models.values()])
+
+    async def _health_of(self, model: ServedModel) -> Health:
+        timeout_s = self.settings.health_timeout_s
         try:
-            async with asyncio.timeout(2 * self.settings.health_timeout_s):
-                if await self._group.num_running() == 0:
+            async with asyncio.timeout(2 * timeout_s):
+                if await model.group.num_running() == 0:
                     return Health(status="unavailable", detail="no group is up yet")
-                probe = await self._group.probe(timeout_s=self.settings.health_timeout_s)
+                probe = await model.group.probe(timeout_s=timeout_s)
         except TimeoutError:
             return Health(status="unavailable", detail="Serve does not say which groups are up")
         if probe == "dead":
             return Health(status="unavailable", detail="a group does not answer")
         return Health(status="ok") if probe == "ok" else Health(status="busy", detail="all groups are at work")
 
-    def models(self) -> ModelList:
-        """The models served here."""
-        return ModelList(data=[ModelCard(id=self.settings.served_name, created=self._created)])
 
-    def _check(self, request: GenerationRequest) -> None:
-        name = self.settings.served_name
-        if request.model not in (None, name):
-            raise UnknownModelError(f"no model {request.model!r} here; there is {name!r}", "model")
-        check_limits(request, self.settings.limits)
-
-    async def _one(
-        self, request: MediaRequest, seed: int, deadline: "_Deadline"
-    ) -> AsyncGenerator[Progress | GeneratedMedia, None]:
-        """One picture or video. When its group dies it is made again, once, elsewhere, with the same seed."""
-        for attempt in range(1, _NUM_ATTEMPTS + 1):
-            request_id = uuid.uuid4().hex
-            events = self._group.stream(request, seed=seed, request_id=request_id, deadline_s=deadline.left())
-            try:
-                async with aclosing(events):
-                    async for event in events:
-                        yield event
-                return
-            except GroupDiedError as error:
-                logger.warning("request %s: attempt %d: %s", request_id, attempt, error)
-            except CallError as error:
-                raise _as_request_error(error) from error
-        raise UnavailableError("the group died under the request, and so did the next one")
+def draw_seed() -> int:
+    """A seed for a request that says none."""
+    return secrets.randbits(31)
 
 
 class _Deadline:
@@ -162,7 +175,8 @@ async def _within(events: AsyncGenerator[_T, None], deadline: _Deadline) -> Asyn
                 return
             except TimeoutError:
                 raise RequestTimeoutError(
-                    f"not finished after {deadline.timeout_s:g} s: ask for less, or raise request_timeout_s"
+                    f"not finished after {deadline.timeout_s:g} s: ask for less, or raise request_timeout_s or, for "
+                    "jobs, jobs.run_timeout_s"
                 ) from None
             yield event
 
@@ -170,13 +184,13 @@ async def _within(events: AsyncGenerator[_T, None], deadline: _Deadline) -> Asyn
 def _as_event(event: Progress | GeneratedMedia, request: MediaRequest, index: int) -> Event:
     if isinstance(event, Progress):
         return ProgressEvent(
-            type=_event_type(request), stage=event.stage, step=event.step, num_steps=event.num_steps,
+            type=_event_types(request)[0], stage=event.stage, step=event.step, num_steps=event.num_steps,
             seconds_left=event.seconds_left, image_index=index,
         )  # fmt: skip
     return CompletedEvent(
+        type=_event_types(request)[1],
         b64_json=base64.b64encode(event.content).decode(),
         created_at=int(time.time()),
-        type="image_generation.completed" if isinstance(request, ImageRequest) else "video_generation.completed",
         size=f"{event.width}x{event.height}",
         output_format=request.output_format,
         seed=event.seed,
@@ -184,15 +198,9 @@ def _as_event(event: Progress | GeneratedMedia, request: MediaRequest, index: in
     )
 
 
-def _event_type(request: MediaRequest) -> Literal["image_generation.progress", "video_generation.progress"]:
-    return "image_generation.progress" if isinstance(request, ImageRequest) else "video_generation.progress"
-
-
-def _as_request_error(error: CallError) -> Exception:
-    if isinstance(error, InvalidCallError):
-        return BadRequestError(str(error))
-    if isinstance(error, DeadlineExceededError):
-        return RequestTimeoutError(str(error))
-    if isinstance(error, CallCancelledError):
-        return UnavailableError("the request was cancelled by the service: send it again")
-    return GenerationError(str(error))
+def _event_types(request: MediaRequest) -> tuple[_ProgressType, _CompletedType]:
+    if isinstance(request, VideoRequest):
+        return "video_generation.progress", "video_generation.completed"
+    if isinstance(request, ImageEditRequest):
+        return "image_edit.progress", "image_edit.completed"
+    return "image_generation.progress", "image_generation.completed"

@@ -1,13 +1,17 @@
 """The app's settings: what stands under `args:` in a Serve config."""
 
 import difflib
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from deployments.choices import parse_residency, parse_size
 from planner.plan import PlanRequest
+
+# What a call sets by itself, or what would hand out more than pixels.
+_OWN_ARGUMENTS = frozenset({"prompt", "generator", "output_type", "return_dict", "num_images_per_prompt", "latents"})
 
 
 class _Settings(BaseModel):
@@ -32,6 +36,9 @@ class Limits(_Settings):
     max_images: int = Field(default=10, ge=1)
     max_prompt_characters: int = Field(default=4000, ge=1)
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    max_upload_bytes: int = Field(default=20 << 20, ge=1024)  # bodies with pictures
+    max_input_pixels: int = Field(default=4096 * 4096, ge=1)
+    max_input_images: int = Field(default=4, ge=1)
 
 
 class WarmUpShape(_Settings):
@@ -48,8 +55,8 @@ class WarmUpShape(_Settings):
         return value
 
 
-class AppSettings(_Settings):
-    """Arguments of `deployments.app:build_app`.
+class ModelSettings(_Settings):
+    """One model and its groups.
 
     Attributes:
         checkpoint: folder in diffusers layout, at the same path on every node. A relative path is looked up in the
@@ -57,33 +64,24 @@ class AppSettings(_Settings):
         name: what clients pass as `model`; the folder's name if empty.
         plan: wishes to the planner; anything left out is decided by it.
         num_replicas: groups, each one copy of the model.
-        num_ingress_replicas: HTTP front ends; with two, one may die without a failed request.
         max_ongoing_requests: calls a group takes at once; one runs, the others wait beside it. Keep it small: what
             waits at a group cannot move to another.
-        max_queued_requests: requests admitted by one ingress replica; above it, 429.
-        request_timeout_s: for everything that a request waits for.
         start_timeout_s: for starting a group, weights included.
         warm_up: shapes that each group runs before it serves; without any, the checkpoint's default picture and video.
-        plan_timeout_s: for the planner's answer.
-        health_timeout_s: `/health` answers within this time.
         profiles: folder or URL of calibration profiles, the same for every node; without it `HELIOGRAPH_PROFILES`,
             else none are kept.
+        extra_args: arguments of the pipeline, beyond the usual ones, that clients may set by `extra_args`.
     """
 
     checkpoint: str = Field(min_length=1)
     name: str = Field(default="", max_length=200)
     plan: PlanRequest = Field(default_factory=PlanRequest)
-    limits: Limits = Field(default_factory=Limits)
     num_replicas: int = Field(default=1, ge=1)
-    num_ingress_replicas: int = Field(default=2, ge=1)
     max_ongoing_requests: int = Field(default=2, ge=1)
-    max_queued_requests: int = Field(default=64, ge=1)
-    request_timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
     start_timeout_s: float = Field(default=1800.0, gt=0, allow_inf_nan=False)
     warm_up: tuple[WarmUpShape, ...] = Field(default=(), max_length=32)
-    plan_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
-    health_timeout_s: float = Field(default=2.0, gt=0, allow_inf_nan=False)
     profiles: str | None = Field(default=None, min_length=1, max_length=1000)
+    extra_args: tuple[str, ...] = ()
 
     @field_validator("plan", mode="before")
     @classmethod
@@ -99,6 +97,14 @@ class AppSettings(_Settings):
         choices = {name: parse_residency(kind) if isinstance(kind, str) else kind for name, kind in residency.items()}
         return {**value, "residency": choices}
 
+    @field_validator("extra_args")
+    @classmethod
+    def _extra_args_are_harmless(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name in _OWN_ARGUMENTS or name.startswith("callback"):
+                raise ValueError(f"{name!r} cannot be given to clients: the service sets it")
+        return value
+
     @property
     def served_name(self) -> str:
         """What clients pass as `model`."""
@@ -110,6 +116,132 @@ class AppSettings(_Settings):
         folder = Path(self.checkpoint).expanduser()
         beside_packages = Path(__file__).parent.parent / folder
         return beside_packages if not folder.exists() and beside_packages.exists() else folder.absolute()
+
+
+class StateSettings(_Settings):
+    """Where jobs and results live.
+
+    Attributes:
+        folder: for the SQLite file and the results, unless those have URLs; `$XDG_STATE_HOME/heliograph` if empty.
+        database: `postgresql://USER:PASSWORD@HOST/NAME` or `sqlite:///FILE`.
+        storage: folder or fsspec URL (`s3://bucket/prefix`) for finished files.
+        placement: `head` puts all ingress replicas on the head node, so that they share its disk; `auto` does so if
+            the database or the storage is a local file.
+    """
+
+    folder: str = ""
+    database: str = ""
+    storage: str = ""
+    placement: Literal["auto", "head", "anywhere"] = "auto"
+
+    @property
+    def database_url(self) -> str:
+        """The database, resolved on this machine."""
+        return self.database or f"sqlite:///{self._folder / 'jobs.sqlite'}"
+
+    @property
+    def storage_url(self) -> str:
+        """The results' storage, resolved on this machine."""
+        return self.storage or str(self._folder / "results")
+
+    @property
+    def is_on_head(self) -> bool:
+        """Whether all ingress replicas must run on one node."""
+        is_local = not self.database.startswith("postgres") or "://" not in self.storage.removeprefix("file://")
+        return self.placement == "head" or (self.placement == "auto" and is_local)
+
+    @property
+    def _folder(self) -> Path:
+        default = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "heliograph"
+        return (Path(self.folder) if self.folder else default).expanduser().absolute()
+
+
+class JobSettings(_Settings):
+    """How jobs are worked on.
+
+    Attributes:
+        max_queued: unfinished jobs of one model; above it, 429.
+        num_slots: jobs that one ingress replica has at groups at once; the number of groups if None.
+        run_timeout_s: from the first denoising step to the file.
+        lease_s: after this time without a renewal another replica takes the job.
+        poll_s: how often a replica with a free slot looks for jobs that others accepted.
+        max_attempts: groups or replicas that may die under a job before it fails.
+        retention_s: how long finished jobs and their files are kept.
+        url_lifetime_s: how long the name of a picture (`response_format: url`) works.
+    """
+
+    max_queued: int = Field(default=1000, ge=1)
+    num_slots: int | None = Field(default=None, ge=1)
+    run_timeout_s: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
+    lease_s: float = Field(default=15.0, gt=0, allow_inf_nan=False)
+    poll_s: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    max_attempts: int = Field(default=5, ge=1)
+    retention_s: float = Field(default=86400.0, gt=0, allow_inf_nan=False)
+    url_lifetime_s: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
+
+
+class ApiKey(_Settings):
+    """One key: whose it is, and the SHA-256 of it (`heliograph key NAME` makes both)."""
+
+    name: str = Field(min_length=1, max_length=200)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class AppSettings(ModelSettings):
+    """Arguments of `deployments.app:build_app`: one model's settings, or `models`, and what they share.
+
+    Attributes:
+        models: several models, each with its own groups; instead of `checkpoint` and the other keys of one model.
+        num_ingress_replicas: HTTP front ends; with two, one may die without a failed request.
+        max_queued_requests: requests of a model admitted by one ingress replica; above it, 429.
+        request_timeout_s: for everything that a request waits for.
+        plan_timeout_s: for the planner's answer.
+        health_timeout_s: `/health` answers within this time.
+        api_keys: who may use the service; with none, everybody who reaches the port.
+        api_keys_file: further keys, a line each: NAME, a space, SHA-256. On every node that runs an ingress replica.
+        allow_open_port: lets HTTP listen beyond loopback without a key.
+        public_url: how clients reach the service, for URLs in answers; what they sent as Host if empty.
+    """
+
+    checkpoint: str = ""
+    models: tuple[ModelSettings, ...] = ()
+    limits: Limits = Field(default_factory=Limits)
+    state: StateSettings = Field(default_factory=StateSettings)
+    jobs: JobSettings = Field(default_factory=JobSettings)
+    num_ingress_replicas: int = Field(default=2, ge=1)
+    max_queued_requests: int = Field(default=64, ge=1)
+    request_timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
+    plan_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    health_timeout_s: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    api_keys: tuple[ApiKey, ...] = ()
+    api_keys_file: str = ""
+    allow_open_port: bool = False
+    public_url: str = ""
+
+    @model_validator(mode="after")
+    def _models_are_said_once(self) -> "AppSettings":
+        if not self.models:
+            if not self.checkpoint:
+                raise ValueError("checkpoint: name a checkpoint's folder, or list several under models")
+            return self
+        for key in ModelSettings.model_fields:
+            if key in self.model_fields_set:
+                raise ValueError(f"{key}: with models, it belongs into each of them")
+        names = [model.served_name for model in self.models]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"models: {name!r} is there twice: give each a name")
+        return self
+
+    @property
+    def served_models(self) -> tuple[ModelSettings, ...]:
+        """The models, however they were written."""
+        return self.models or (self,)
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether clients must show a key."""
+        return bool(self.api_keys or self.api_keys_file)
 
 
 def explain_validation(error: ValidationError) -> str:

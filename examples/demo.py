@@ -11,7 +11,8 @@ from deployments.commands.foreground import ServeConfig, num_cpus_for
 from deployments.commands.progress import ProgressDisplay
 from deployments.local_ray import local_ray
 from deployments.local_serve import find_port, run_app
-from deployments.schemas import CompletedEvent, VideoRequest
+from deployments.answers import CompletedEvent
+from deployments.schemas import VideoRequest
 
 CONFIG = Path(__file__).parent / "shapes.yaml"
 PICTURE_PROMPT = "a red circle on a white background"

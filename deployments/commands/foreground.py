@@ -11,6 +11,7 @@ from rich.console import Console
 
 from deployments.commands.progress import ProgressDisplay
 from deployments.errors import LocalServiceError, SettingsError
+from deployments.exposure import check_exposure, is_loopback
 from deployments.local_ray import local_ray, tail_of_logs
 from deployments.local_serve import APP_NAME, find_port, run_app
 from deployments.settings import AppSettings, explain_validation
@@ -49,18 +50,19 @@ def serve_in_foreground(config: ServeConfig) -> None:
 
     Raises:
         KeyboardInterrupt: as it came; everything is stopped by then.
+        SettingsError: it would listen beyond loopback without a key.
         LocalServiceError: the app did not start, or died.
     """
+    check_exposure(config.settings, config.host)
     port = find_port(config.host, config.port)
     console = Console(stderr=True)
     with local_ray(num_cpus=num_cpus_for(config.settings)) as logs:
         with ProgressDisplay() as display:
             run_app(config.settings, host=config.host, port=port, logs=logs, report=display.say)
-        if config.host not in ("127.0.0.1", "localhost", "::1"):
+        if not is_loopback(config.host) and not config.settings.has_keys:
             console.print(f"[yellow]listening on {config.host}: whoever reaches this port can use it[/]")
-        console.print(
-            f"{config.settings.served_name} on http://{config.host}:{port} (Ctrl-C stops it)", highlight=False
-        )
+        names = ", ".join(model.served_name for model in config.settings.served_models)
+        console.print(f"{names} on http://{config.host}:{port} (Ctrl-C stops it)", highlight=False)
         _watch(logs)
 
 
@@ -80,8 +82,11 @@ def num_cpus_for(settings: AppSettings) -> int:
     from planner.cluster import cluster_of_this_machine
 
     usable = cluster_of_this_machine().node_types[0].num_cpus
-    asked = settings.num_replicas * (settings.plan.num_ranks or settings.plan.cfg_degree or 1)
-    return math.ceil(max(usable, asked * (settings.plan.cpus_per_rank or 1.0))) + _SPARE_CPUS
+    asked = sum(
+        model.num_replicas * (model.plan.num_ranks or model.plan.cfg_degree or 1) * (model.plan.cpus_per_rank or 1.0)
+        for model in settings.served_models
+    )
+    return math.ceil(max(usable, asked)) + _SPARE_CPUS
 
 
 def _read_serve_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -14,8 +14,8 @@ from deployments.commands.planning import make_plan
 from deployments.commands.progress import ProgressDisplay
 from deployments.errors import BadRequestError, SettingsError
 from deployments.local_ray import local_ray
-from deployments.media import encode_mp4, encode_png
-from deployments.pipeline_call import DEFAULT_FPS, build_arguments
+from deployments.media import encode_image, encode_mp4
+from deployments.pipeline_call import build_arguments, frames_per_second
 from deployments.schemas import ImageRequest, VideoRequest
 from deployments.settings import explain_validation
 from planner.cluster import cluster_of_this_machine
@@ -78,10 +78,11 @@ class OneCall:
         if self.output.suffix == ".mp4":
             if result.output_kind != "video":
                 raise BadRequestError(f"{plan.pipeline_class} makes no videos: name the --output .png")
-            fps = self.request.fps if isinstance(self.request, VideoRequest) else None
-            self.output.write_bytes(encode_mp4(pixels, fps=fps or plan.defaults.fps or DEFAULT_FPS))
+            assert isinstance(self.request, VideoRequest)
+            self.output.write_bytes(encode_mp4(pixels, fps=frames_per_second(self.request, plan.defaults)))
         else:
-            self.output.write_bytes(encode_png(pixels[0] if result.output_kind == "video" else pixels))
+            first = pixels[0] if result.output_kind == "video" else pixels
+            self.output.write_bytes(encode_image(first, output_format="png"))
 
 
 @dataclass(frozen=True, slots=True)

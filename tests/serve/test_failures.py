@@ -7,7 +7,8 @@ import psutil
 import pytest
 
 from deployments.app import build_app
-from deployments.schemas import CompletedEvent, ImageRequest
+from deployments.answers import CompletedEvent
+from deployments.schemas import ImageRequest
 from deployments.settings import AppSettings
 from planner.errors import CheckpointError, PlannerError
 from tests.serve.conftest import SHAPES

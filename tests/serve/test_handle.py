@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from deployments.errors import BadRequestError
-from deployments.schemas import CompletedEvent, ImageRequest, VideoRequest
+from deployments.answers import CompletedEvent
+from deployments.schemas import ImageRequest, VideoRequest
 
 
 def test_picture_by_handle(app):

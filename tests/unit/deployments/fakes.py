@@ -1,13 +1,19 @@
 """Groups without Ray, for tests of what stands in front of them."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
+
+from deployments.front import open_front
 from deployments.group_client import GeneratedMedia, Probe
-from deployments.schemas import GenerationRequest
+from deployments.http_api import build_api
+from deployments.schemas import GenerationRequest, VideoRequest
+from deployments.served_model import ServedModel
 from deployments.service import Service
-from deployments.settings import AppSettings
+from deployments.settings import AppSettings, StateSettings
 from planner.plan import ServingDefaults
 from tests.plans import make_wan_plan
 from workers.calls import GroupDescription, Progress
@@ -28,30 +34,48 @@ DEFAULTS = ServingDefaults(width=32, height=32, num_inference_steps=2, guidance_
 class FakeGroups:
     """Answers with the seed as the file's content; `failures` are raised first, `gate` holds calls back."""
 
-    def __init__(self, *, failures: list[Exception] | None = None, gate: asyncio.Event | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        failures: list[Exception] | None = None,
+        gate: asyncio.Event | None = None,
+        description: GroupDescription = WAN,
+    ) -> None:
         self.failures = failures or []
         self.gate = gate
+        self.description = description
+        self.requests: list[GenerationRequest] = []
         self.seeds: list[int] = []
+        self.request_ids: list[str] = []
+        self.cancelled_ids: list[str] = []
         self.num_closed = 0
         self.num_groups = 1
         self.probe_answer: Probe = "ok"
+        self.begun = asyncio.Event()
 
     async def stream(
         self, request: GenerationRequest, *, seed: int, request_id: str, deadline_s: float
     ) -> AsyncGenerator[Progress | GeneratedMedia, None]:
+        self.requests.append(request)
         self.seeds.append(seed)
+        self.request_ids.append(request_id)
         try:
             yield Progress(stage="denoise", step=1, num_steps=2, seconds_left=0.5)
+            self.begun.set()
             if self.gate is not None:
                 await self.gate.wait()
             if self.failures:
                 raise self.failures.pop(0)
-            yield GeneratedMedia(content=str(seed).encode(), seed=seed, width=32, height=32)
+            thumbnail = b"thumbnail" if isinstance(request, VideoRequest) else None
+            yield GeneratedMedia(content=str(seed).encode(), thumbnail=thumbnail, seed=seed, width=32, height=32)
         finally:
             self.num_closed += 1
 
+    async def cancel(self, request_id: str) -> None:
+        self.cancelled_ids.append(request_id)
+
     async def describe(self) -> GroupDescription:
-        return WAN
+        return self.description
 
     async def num_running(self) -> int:
         return self.num_groups
@@ -60,6 +84,34 @@ class FakeGroups:
         return self.probe_answer
 
 
-def make_service(groups: FakeGroups, **settings: object) -> Service:
+def make_service(groups: FakeGroups, *others: FakeGroups, **settings: object) -> Service:
+    """A service of one model, or with `models` in the settings of one a fake."""
+    one_model = {} if "models" in settings else {"checkpoint": "/models/shapes"}
+    app = AppSettings.model_validate({**one_model, **settings})
     plan = make_wan_plan(Path("/models/shapes")).model_copy(update={"defaults": DEFAULTS})
-    return Service(AppSettings.model_validate({"checkpoint": "/models/shapes", **settings}), plan, groups)
+    models = [
+        ServedModel(model, plan, fake, max_queued_requests=app.max_queued_requests)
+        for model, fake in zip(app.served_models, (groups, *others), strict=True)
+    ]
+    return Service(app, models)
+
+
+@asynccontextmanager
+async def open_client(service: Service, folder: Path, **headers: str) -> AsyncGenerator[httpx.AsyncClient, None]:
+    """The HTTP API in this process, with a database and results of its own in `folder`."""
+    service.settings = service.settings.model_copy(update={"state": StateSettings(folder=str(folder))})
+    front = await open_front(service)
+    try:
+        api = build_api(service, front.desk, front.keys)
+        transport = httpx.ASGITransport(api, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+            yield client
+    finally:
+        await front.close()
+
+
+async def wait_until(condition: Callable[[], Awaitable[bool]], *, timeout_s: float = 20.0) -> None:
+    """Polls a condition with a deadline."""
+    async with asyncio.timeout(timeout_s):
+        while not await condition():
+            await asyncio.sleep(0.01)

@@ -1,10 +1,8 @@
 import json
 
-import httpx
 import pytest
 
-from deployments.http_api import build_api
-from tests.unit.deployments.fakes import FakeGroups, make_service
+from tests.unit.deployments.fakes import FakeGroups, make_service, open_client
 from workers.errors import CallError
 
 GOOD = {"prompt": "a red circle", "seed": 3}
@@ -35,7 +33,23 @@ BAD = [
     ({"prompt": "a", "guidance_scale": float("nan")}, "guidance_scale"),
     ({"prompt": "a", "guidance_scale": float("inf")}, "guidance_scale"),
     ({"prompt": "a", "guidance_scale": -1}, "guidance_scale"),
-    ({"prompt": "a", "response_format": "url"}, "response_format"),
+    ({"prompt": "a", "response_format": "link"}, "response_format"),
+    ({"prompt": "a", "output_compression": 101, "output_format": "jpeg"}, "output_compression"),
+    ({"prompt": "a", "output_compression": 50}, None),
+    ({"prompt": "a", "partial_images": 2}, "partial_images"),
+    ({"prompt": "a", "partial_images": 4}, "partial_images"),
+    ({"prompt": "a", "background": "transparent"}, "background"),
+    ({"prompt": "a", "stream": True, "response_format": "url"}, None),
+    ({"prompt": "a", "stream": True, "background_job": True}, None),
+    ({"prompt": "a", "width": 32}, None),
+    ({"prompt": "a", "width": 32, "height": 32, "size": "32x32"}, None),
+    ({"prompt": "a", "width": 0, "height": 32}, "width"),
+    ({"prompt": "a", "true_cfg_scale": 4.0}, "true_cfg_scale"),
+    ({"prompt": "a", "guidance_scale_2": 4.0}, "guidance_scale_2"),
+    ({"prompt": "a", "flow_shift": 0}, "flow_shift"),
+    ({"prompt": "a", "extra_args": {"eta": 1.0}}, "extra_args"),
+    ({"prompt": "a", "extra_args": {"callback": "x"}}, "extra_args"),
+    ({"prompt": "a", "extra_args": {"eta": [1]}}, "extra_args.eta.bool"),
     ({"prompt": "a", "output_format": "gif"}, "output_format"),
     ({"prompt": "a", "stream": "yes"}, "stream"),
     ({"prompt": "a", "colour": "red"}, "colour"),
@@ -56,11 +70,10 @@ BAD_BODIES = [
 
 
 @pytest.fixture
-async def client():
+async def client(tmp_path):
     service = make_service(FakeGroups(), limits=LIMITS)
     await service.prepare()
-    transport = httpx.ASGITransport(build_api(service), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with open_client(service, tmp_path) as client:
         yield client
 
 
@@ -135,10 +148,9 @@ async def test_stream_tells_progress_then_the_picture_then_ends(client):
     assert "[DONE]" not in response.text
 
 
-async def test_error_in_the_middle_of_a_stream_is_its_last_event():
+async def test_error_in_the_middle_of_a_stream_is_its_last_event(tmp_path):
     service = make_service(FakeGroups(failures=[CallError("broken")]))
-    transport = httpx.ASGITransport(build_api(service))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with open_client(service, tmp_path) as client:
         response = await client.post("/v1/images/generations", json={**GOOD, "stream": True})
     *_, name, data = [line for line in response.text.splitlines() if line]
     assert name == "event: error"
@@ -149,10 +161,9 @@ async def test_wrong_stream_request_gets_its_own_status(client):
     check_error(await client.post("/v1/images/generations", json={**GOOD, "stream": True, "size": "1x1"}), 400, "size")
 
 
-async def test_unexpected_error_says_nothing_of_the_inside():
+async def test_unexpected_error_says_nothing_of_the_inside(tmp_path):
     service = make_service(FakeGroups(failures=[RuntimeError("/secret/path")]))
-    transport = httpx.ASGITransport(build_api(service), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with open_client(service, tmp_path) as client:
         response = await client.post("/v1/images/generations", json=GOOD)
     assert "secret" not in check_error(response, 500)["message"]
 
@@ -164,10 +175,9 @@ async def test_models_plan_live_and_health(client):
     assert (await client.get("/health")).json()["status"] == "ok"
 
 
-async def test_health_is_503_without_a_group():
+async def test_health_is_503_without_a_group(tmp_path):
     groups = FakeGroups()
     groups.num_groups = 0
-    transport = httpx.ASGITransport(build_api(make_service(groups)))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with open_client(make_service(groups), tmp_path) as client:
         assert (await client.get("/health")).status_code == 503
         assert (await client.get("/live")).status_code == 200

@@ -3,7 +3,8 @@ import asyncio
 import pytest
 
 from deployments.errors import BadRequestError, BusyError, GenerationError, RequestTimeoutError, UnavailableError
-from deployments.schemas import CompletedEvent, ImageRequest, VideoRequest
+from deployments.answers import CompletedEvent
+from deployments.schemas import ImageRequest, VideoRequest
 from tests.unit.deployments.fakes import FakeGroups, make_service
 from workers.errors import CallError, DeadlineExceededError, GroupDiedError, InvalidCallError
 

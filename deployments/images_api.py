@@ -1,0 +1,132 @@
+"""The routes of pictures, in the shape of OpenAI's API."""
+
+import base64
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from deployments.answers import DeletedImageJob, ImageJob, MediaItem, MediaResponse
+from deployments.bodies import read_body
+from deployments.content import content_response
+from deployments.events import stream_events
+from deployments.jobs.desk import JobDesk
+from deployments.jobs.headers import IdempotencyKey, poll_headers
+from deployments.jobs.records import UNFINISHED, Job, JobState
+from deployments.jobs.runner import read_request
+from deployments.keys import Owner
+from deployments.schemas import ImageEditRequest, ImageRequest
+from deployments.service import Service
+from deployments.videos_api import job_error
+
+_FORM = {"multipart/form-data": {"schema": ImageEditRequest.model_json_schema()}}
+
+
+def images_router(service: Service, desk: JobDesk, errors: dict[int | str, dict[str, Any]]) -> APIRouter:
+    """`/v1/images`, and `/results`, where pictures asked for by URL are."""
+    router = APIRouter(responses=errors)
+    answers = _Answers(service, desk)
+
+    @router.post("/v1/images/generations", response_model=MediaResponse)
+    async def generate_images(
+        request: ImageRequest, http: Request, owner: Owner, key: IdempotencyKey = None
+    ) -> Response | MediaResponse:
+        """Makes `n` pictures; with `stream` true, server-sent events tell the progress and carry each picture; with
+        `background_job` true, the answer is a job."""
+        return await answers.answer(request, http, owner=owner, key=key)
+
+    @router.post(
+        "/v1/images/edits",
+        response_model=MediaResponse,
+        openapi_extra={"requestBody": {"required": True, "content": _FORM}},
+    )
+    async def edit_images(http: Request, owner: Owner, key: IdempotencyKey = None) -> Response | MediaResponse:
+        """As `generations`, starting from pictures; for pipelines that take them."""
+        request = await read_body(
+            http, ImageEditRequest, max_bytes=service.settings.limits.max_upload_bytes,
+            files={"image": "images", "mask": "mask"}, lists=frozenset({"images"}),
+        )  # fmt: skip
+        return await answers.answer(request, http, owner=owner, key=key)
+
+    @router.get("/v1/images/jobs/{image_id}")
+    async def get_image_job(image_id: str, http: Request, response: Response, owner: Owner) -> ImageJob:
+        """How far a picture job is; when it is completed, the pictures."""
+        job = await desk.get(image_id, owner=owner, kind="image")
+        if job.state in UNFINISHED:
+            response.headers.update(poll_headers())
+        return await answers.job(job, http)
+
+    @router.post("/v1/images/jobs/{image_id}/cancel")
+    async def cancel_image_job(image_id: str, http: Request, owner: Owner) -> ImageJob:
+        """Ends a job at its next denoising step; it stays as failed, with the code `cancelled`."""
+        return await answers.job(await desk.cancel(image_id, owner=owner, kind="image"), http)
+
+    @router.delete("/v1/images/jobs/{image_id}")
+    async def delete_image_job(image_id: str, owner: Owner) -> DeletedImageJob:
+        """Removes a job and its pictures, whatever its state."""
+        await desk.delete(image_id, owner=owner, kind="image")
+        return DeletedImageJob(id=image_id)
+
+    @router.get("/results/{name}")
+    async def get_result(name: str, http: Request) -> Response:
+        """The picture of a URL; needs no key, since nobody can guess its name."""
+        file = await desk.published(name)
+        return await content_response(
+            http, desk.storage, key=file.key, media_type=file.media_type, num_bytes=file.num_bytes
+        )
+
+    return router
+
+
+class _Answers:
+    """What a request for pictures gets: events, a job, or the pictures themselves or their URLs."""
+
+    def __init__(self, service: Service, desk: JobDesk) -> None:
+        self._service = service
+        self._desk = desk
+
+    async def answer(
+        self, request: ImageRequest, http: Request, *, owner: str, key: str | None
+    ) -> Response | MediaResponse:
+        if request.background_job:
+            job = await self._desk.submit(request, owner=owner, idempotency_key=key)
+            return JSONResponse((await self.job(job, http)).model_dump(), status_code=202, headers=poll_headers())
+        if request.stream:
+            return await stream_events(self._service.stream(request))
+        answer = await self._service.generate(request)
+        if request.response_format == "b64_json":
+            return answer
+        items = [await self._by_url(item.content, request, http, item.seed) for item in answer.data]
+        return answer.model_copy(update={"data": items})
+
+    async def job(self, job: Job, http: Request) -> ImageJob:
+        return ImageJob(
+            id=job.id,
+            status=job.state.value,
+            progress=job.progress,
+            created_at=int(job.created_at),
+            completed_at=None if job.completed_at is None else int(job.completed_at),
+            expires_at=None if job.expires_at is None else int(job.expires_at),
+            model=job.model,
+            size=job.size,
+            error=job_error(job),
+            seed=job.seed,
+            data=await self._items(job, http) if job.state is JobState.COMPLETED else None,
+        )
+
+    async def _items(self, job: Job, http: Request) -> list[MediaItem]:
+        request = read_request(job, None)
+        assert isinstance(request, ImageRequest)
+        items = []
+        for file in job.files:
+            content = await self._desk.storage.read(file.key)
+            if request.response_format == "url":
+                items.append(await self._by_url(content, request, http, file.seed))
+            else:
+                items.append(MediaItem(b64_json=base64.b64encode(content).decode(), seed=file.seed))
+        return items
+
+    async def _by_url(self, content: bytes, request: ImageRequest, http: Request, seed: int) -> MediaItem:
+        published = await self._desk.publish(content, request.media_type)
+        base = self._service.settings.public_url or str(http.base_url)
+        return MediaItem(url=f"{base.rstrip('/')}/results/{published.name}", seed=seed)

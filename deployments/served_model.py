@@ -1,0 +1,94 @@
+"""One model as an ingress replica knows it: its plan, its groups, and what those can do once one is up."""
+
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from deployments.admission import Admission
+from deployments.errors import BadRequestError, GenerationError, GroupsDiedError, RequestTimeoutError, UnavailableError
+from deployments.group_client import GeneratedMedia, GroupClient
+from deployments.pipeline_call import check_call, check_limits
+from deployments.schemas import GenerationRequest
+from deployments.settings import Limits, ModelSettings
+from planner.plan import Plan
+from workers.calls import GroupDescription, Progress
+from workers.errors import CallCancelledError, CallError, DeadlineExceededError, GroupDiedError, InvalidCallError
+
+logger = logging.getLogger(__name__)
+_NUM_ATTEMPTS = 2
+
+
+class ServedModel:
+    """A model, by way of its groups.
+
+    Args:
+        settings: the model's settings.
+        plan: what its groups run.
+        group: the way to them.
+        max_queued_requests: interactive requests that may wait here at once.
+    """
+
+    def __init__(self, settings: ModelSettings, plan: Plan, group: GroupClient, *, max_queued_requests: int) -> None:
+        self.settings = settings
+        self.plan = plan
+        self.group = group
+        self.admission = Admission(max_queued_requests, num_servers=settings.num_replicas)
+        self.created = int(time.time())
+        self._description: GroupDescription | None = None
+
+    @property
+    def name(self) -> str:
+        """What clients pass as `model`."""
+        return self.settings.served_name
+
+    async def prepare(self) -> None:
+        """Learns what the groups can do as soon as one is up, so that wrong requests are refused without queueing."""
+        self._description = await self.group.describe()
+
+    def check(self, request: GenerationRequest, limits: Limits) -> None:
+        """Refuses what cannot be, as far as it is known by now.
+
+        Raises:
+            BadRequestError: the request must change.
+        """
+        check_limits(request, limits)
+        if self._description is not None:
+            check_call(
+                request, self.plan.defaults, self._description, limits=limits, extra_args=self.settings.extra_args
+            )
+
+    async def one(
+        self, request: GenerationRequest, *, seed: int, deadline_s: float, request_id: str | None = None
+    ) -> AsyncGenerator[Progress | GeneratedMedia, None]:
+        """One picture or video. When its group dies it is made again, once, elsewhere, with the same seed.
+
+        Raises:
+            RequestError: it cannot be done; says why.
+        """
+        request_id = request_id or uuid.uuid4().hex
+        end = time.monotonic() + deadline_s
+        for attempt in range(1, _NUM_ATTEMPTS + 1):
+            left_s = max(end - time.monotonic(), 0.001)
+            events = self.group.stream(request, seed=seed, request_id=request_id, deadline_s=left_s)
+            try:
+                async with aclosing(events):
+                    async for event in events:
+                        yield event
+                return
+            except GroupDiedError as error:
+                logger.warning("request %s: attempt %d: %s", request_id, attempt, error)
+            except CallError as error:
+                raise _as_request_error(error) from error
+        raise GroupsDiedError("the group died under the request, and so did the next one")
+
+
+def _as_request_error(error: CallError) -> Exception:
+    if isinstance(error, InvalidCallError):
+        return BadRequestError(str(error))
+    if isinstance(error, DeadlineExceededError):
+        return RequestTimeoutError(str(error))
+    if isinstance(error, CallCancelledError):
+        return UnavailableError("the request was cancelled by the service: send it again")
+    return GenerationError(str(error))
