@@ -1,9 +1,12 @@
 import json
 
 import pytest
+import pytest_asyncio
 
 from tests.unit.deployments.fakes import FakeGroups, make_service, open_client
 from workers.errors import CallError
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 GOOD = {"prompt": "a red circle", "seed": 3}
 LIMITS = {"max_steps": 5000, "max_pixels": 4096, "max_images": 2, "max_prompt_characters": 50, "max_body_bytes": 2048}
@@ -69,11 +72,11 @@ BAD_BODIES = [
 ]
 
 
-@pytest.fixture
-async def client(tmp_path):
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(tmp_path_factory):
     service = make_service(FakeGroups(), limits=LIMITS)
     await service.prepare()
-    async with open_client(service, tmp_path) as client:
+    async with open_client(service, tmp_path_factory.mktemp("state")) as client:
         yield client
 
 
