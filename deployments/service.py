@@ -166,11 +166,13 @@ class _Deadline:
 
 
 async def _within(events: AsyncGenerator[_T, None], deadline: _Deadline) -> AsyncGenerator[_T, None]:
-    """The same events, until the deadline. Waits event by event, since each may be awaited in another task."""
+    """The same events, until the deadline. Waits event by event, since each may be awaited in another task; not by
+    `wait_for`, which in Python 3.11 swallows a cancellation that comes together with an event."""
     async with aclosing(events):
         while True:
             try:
-                event = await asyncio.wait_for(anext(events), deadline.left())
+                async with asyncio.timeout(deadline.left()):
+                    event = await anext(events)
             except StopAsyncIteration:
                 return
             except TimeoutError:

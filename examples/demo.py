@@ -7,11 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from deployments.answers import CompletedEvent
 from deployments.commands.foreground import ServeConfig, num_cpus_for
 from deployments.commands.progress import ProgressDisplay
 from deployments.local_ray import local_ray
 from deployments.local_serve import find_port, run_app
-from deployments.answers import CompletedEvent
 from deployments.schemas import VideoRequest
 
 CONFIG = Path(__file__).parent / "shapes.yaml"

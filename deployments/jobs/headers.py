@@ -6,7 +6,7 @@ from fastapi import Header
 
 _POLL_MS = 500
 
-IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
+IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
 
 
 def poll_headers() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Works on jobs, in every ingress replica: takes due ones under a lease, calls the groups, stores the files."""
 
 import asyncio
+import contextlib
 import logging
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -57,19 +58,26 @@ class JobRunner:
         self._sweeper = Sweeper(store, storage)
         self._wake = asyncio.Event()
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._loops: list[asyncio.Task[None]] = []
+        self._taking: list[asyncio.Task[None]] = []
+        self._sweeping: list[asyncio.Task[None]] = []
+        self._is_closing = False
 
     def start(self) -> None:
         """Begins to take jobs."""
-        self._loops = [asyncio.create_task(self._take_jobs()), asyncio.create_task(self._sweeper.run())]
+        self._taking = [asyncio.create_task(self._take_jobs())]
+        self._sweeping = [asyncio.create_task(self._sweeper.run())]
 
     async def close(self) -> None:
         """Takes no more, stops what runs, and gives the leases back, so that others go on at once."""
-        tasks = [*self._loops, *self._running.values()]
-        self._loops = []
-        for task in tasks:
+        self._is_closing = True
+        self._wake.set()
+        for task in self._sweeping:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._taking, *self._sweeping, return_exceptions=True)  # no lease is lost on the way
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
     def wake(self) -> None:
         """There is a new job: looks now instead of at the next poll."""
@@ -82,17 +90,20 @@ class JobRunner:
             task.cancel()
 
     async def _take_jobs(self) -> None:
-        while True:
+        while not self._is_closing:
             self._wake.clear()
             try:
-                while len(self._running) < self._num_slots and (leased := await self._take()) is not None:
+                while (
+                    not self._is_closing
+                    and len(self._running) < self._num_slots
+                    and (leased := await self._take()) is not None
+                ):
                     self._begin(leased)
             except SQLAlchemyError as error:  # the database may come back
                 logger.error("cannot look for jobs: %s", error)
-            try:
-                await asyncio.wait_for(self._wake.wait(), self._settings.poll_s)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.poll_s):
+                    await self._wake.wait()
 
     async def _take(self) -> LeasedJob | None:
         return await self._store.take(models=self._models, token=uuid.uuid4().hex, lease_s=self._settings.lease_s)

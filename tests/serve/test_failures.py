@@ -6,8 +6,8 @@ import signal
 import psutil
 import pytest
 
-from deployments.app import build_app
 from deployments.answers import CompletedEvent
+from deployments.app import build_app
 from deployments.schemas import ImageRequest
 from deployments.settings import AppSettings
 from planner.errors import CheckpointError, PlannerError

@@ -6,8 +6,8 @@ import av
 import pytest
 from PIL import Image
 
-from deployments.errors import BadRequestError
 from deployments.answers import CompletedEvent
+from deployments.errors import BadRequestError
 from deployments.schemas import ImageRequest, VideoRequest
 
 

@@ -2,8 +2,8 @@ import asyncio
 
 import pytest
 
-from deployments.errors import BadRequestError, BusyError, GenerationError, RequestTimeoutError, UnavailableError
 from deployments.answers import CompletedEvent
+from deployments.errors import BadRequestError, BusyError, GenerationError, RequestTimeoutError, UnavailableError
 from deployments.schemas import ImageRequest, VideoRequest
 from tests.unit.deployments.fakes import FakeGroups, make_service
 from workers.errors import CallError, DeadlineExceededError, GroupDiedError, InvalidCallError
