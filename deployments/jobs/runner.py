@@ -105,6 +105,9 @@ class JobRunner:
                 async with asyncio.timeout(self._settings.poll_s):
                     await self._wake.wait()
 
+    def _has_free_slot(self) -> bool:
+        return not self._is_closing and len(self._running) < self._num_slots
+
     async def _take(self) -> LeasedJob | None:
         return await self._store.take(models=self._models, token=uuid.uuid4().hex, lease_s=self._settings.lease_s)
 

@@ -32,7 +32,7 @@ class RunningApp:
 
 
 @pytest.fixture(scope="session")
-def app() -> Iterator[RunningApp]:
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     """Two ranks at CFG degree 2; on the Ray of this test run, or on one of its own."""
     from ray import serve
 
@@ -47,6 +47,8 @@ def app() -> Iterator[RunningApp]:
                 "plan": {"device": "cpu", "num_ranks": 2, "cfg_degree": 2, "cpus_per_rank": 1},
                 "limits": LIMITS,
                 "start_timeout_s": 110,
+                "jobs": {"lease_s": 3.0},
+                "state": {"folder": str(tmp_path_factory.mktemp("state"))},
             }
         )
         port = find_port("127.0.0.1", 0)

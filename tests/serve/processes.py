@@ -37,6 +37,7 @@ class Command:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.stdout_file, self.stderr_file = self.folder / "stdout", self.folder / "stderr"
         environment = os.environ | {_MARK: self.mark, "TMPDIR": str(self.folder), "PYTHONPATH": str(ROOT)}
+        environment["XDG_STATE_HOME"] = str(self.folder / "state")  # jobs of a test are nobody else's
         with self.stdout_file.open("wb") as stdout, self.stderr_file.open("wb") as stderr:
             self.process = subprocess.Popen(
                 [self.executable, *self.arguments],
