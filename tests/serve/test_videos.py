@@ -17,7 +17,9 @@ LONG = {"prompt": "a blue square moving left", "extra_body": {"num_inference_ste
 
 
 def poll(client, video, timeout_s=90):
-    wait_until(lambda: client.videos.retrieve(video.id).status in ("completed", "failed"), "a video", timeout_s=timeout_s)
+    wait_until(
+        lambda: client.videos.retrieve(video.id).status in ("completed", "failed"), "a video", timeout_s=timeout_s
+    )
     return client.videos.retrieve(video.id)
 
 

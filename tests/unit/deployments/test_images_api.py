@@ -1,0 +1,188 @@
+"""Pictures beyond the plain request: formats, URLs, background jobs, edits, what pipelines cannot do."""
+
+import asyncio
+import base64
+import dataclasses
+import io
+from contextlib import asynccontextmanager
+
+import pytest
+from PIL import Image
+
+from tests.unit.deployments.fakes import WAN, FakeGroups, make_service, open_client, wait_until
+from tests.unit.deployments.test_http_api import check_error
+
+GOOD = {"prompt": "a red circle", "seed": 3}
+PNG = io.BytesIO()
+Image.new("RGB", (4, 4)).save(PNG, format="PNG")
+FILE = ("a.png", PNG.getvalue(), "image/png")
+
+
+def describe(*more):
+    return dataclasses.replace(WAN, accepted_arguments=(*WAN.accepted_arguments, *more))
+
+
+@asynccontextmanager
+async def opened(groups, folder, **settings):
+    service = make_service(groups, **settings)
+    await service.prepare()
+    async with open_client(service, folder) as client:
+        yield client
+
+
+@pytest.fixture
+def groups():
+    return FakeGroups(description=describe("image", "mask_image", "guidance_scale_2", "true_cfg_scale", "eta"))
+
+
+@pytest.fixture
+async def client(groups, tmp_path):
+    async with opened(groups, tmp_path, extra_args=["eta"]) as client:
+        yield client
+
+
+async def generate(client, **fields):
+    response = await client.post("/v1/images/generations", json={**GOOD, **fields})
+    assert response.status_code in (200, 202), response.json()
+    return response.json()
+
+
+async def finished(client, job_id):
+    async def is_over():
+        return (await client.get(f"/v1/images/jobs/{job_id}")).json()["status"] in ("completed", "failed")
+
+    await wait_until(is_over)
+    return (await client.get(f"/v1/images/jobs/{job_id}")).json()
+
+
+async def test_format_and_compression_reach_the_group_and_are_said(client, groups):
+    answer = await generate(client, output_format="webp", output_compression=30)
+    assert answer["output_format"] == "webp"
+    assert (groups.requests[0].output_format, groups.requests[0].output_compression) == ("webp", 30)
+
+
+async def test_url_serves_the_picture_by_a_name_that_tells_nothing(client):
+    urls = [(await generate(client, response_format="url", output_format="jpeg"))["data"][0]["url"] for _ in range(2)]
+    assert urls[0] != urls[1]
+    assert urls[0].startswith("http://test/results/")
+    assert len(urls[0].rpartition("/")[2]) >= 43, "256 random bits"
+    response = await client.get(urls[0])
+    assert (response.content, response.headers["content-type"]) == (b"3", "image/jpeg")
+    check_error(await client.get("/results/guessed"), 404)
+
+
+async def test_url_ends(tmp_path):
+    async with opened(FakeGroups(), tmp_path, jobs={"url_lifetime_s": 0.001}) as client:
+        url = (await generate(client, response_format="url"))["data"][0]["url"]
+
+        async def is_gone():
+            return (await client.get(url)).status_code == 404
+
+        await wait_until(is_gone)
+
+
+async def test_url_is_made_of_the_public_address_where_one_is_set(tmp_path):
+    async with opened(FakeGroups(), tmp_path, public_url="https://pictures.example/") as client:
+        url = (await generate(client, response_format="url"))["data"][0]["url"]
+    assert url.startswith("https://pictures.example/results/")
+
+
+@pytest.mark.parametrize("response_format", ["b64_json", "url"])
+async def test_background_job_has_the_same_pictures_later(client, groups, response_format):
+    response = await client.post(
+        "/v1/images/generations", json={**GOOD, "n": 2, "background_job": True, "response_format": response_format}
+    )
+    accepted = response.json()
+    assert (response.status_code, accepted["object"], accepted["status"]) == (202, "image.job", "queued")
+    assert accepted["data"] is None
+    job = await finished(client, accepted["id"])
+    assert [item["seed"] for item in job["data"]] == [3, 4] == groups.seeds
+    if response_format == "url":
+        contents = [(await client.get(item["url"])).content for item in job["data"]]
+    else:
+        contents = [base64.b64decode(item["b64_json"]) for item in job["data"]]
+    assert contents == [b"3", b"4"]
+    assert (await client.delete(f"/v1/images/jobs/{job['id']}")).json()["deleted"] is True
+    check_error(await client.get(f"/v1/images/jobs/{job['id']}"), 404, "image_id")
+
+
+async def test_background_job_can_be_cancelled(tmp_path):
+    groups = FakeGroups(gate=asyncio.Event())
+    async with opened(groups, tmp_path) as client:
+        accepted = await generate(client, background_job=True)
+        await groups.begun.wait()
+        job = (await client.post(f"/v1/images/jobs/{accepted['id']}/cancel")).json()
+        assert (job["status"], job["error"]["code"]) == ("failed", "cancelled")
+        assert groups.cancelled_ids == groups.request_ids
+
+
+async def test_edit_sends_pictures_and_mask_to_the_group(client, groups):
+    files = [("image[]", FILE), ("image[]", FILE), ("mask", FILE)]
+    response = await client.post("/v1/images/edits", data={"prompt": "a", "seed": "5", "n": "1"}, files=files)
+    assert response.status_code == 200, response.json()
+    assert response.json()["data"][0]["seed"] == 5
+    assert (groups.requests[0].images, groups.requests[0].mask) == ((FILE[1], FILE[1]), FILE[1])
+
+
+async def test_edit_as_a_job_keeps_its_pictures(client, groups):
+    data = {"prompt": "a", "background_job": "true"}
+    response = await client.post("/v1/images/edits", data=data, files={"image": FILE})
+    assert response.status_code == 202, response.json()
+    assert (await finished(client, response.json()["id"]))["status"] == "completed"
+    assert groups.requests[0].images == (FILE[1],)
+
+
+async def test_edit_streams_events_of_its_own_names(client):
+    response = await client.post("/v1/images/edits", data={"prompt": "a", "stream": "true"}, files={"image": FILE})
+    names = [line[7:] for line in response.text.splitlines() if line.startswith("event: ")]
+    assert (names[0], names[-1]) == ("image_edit.progress", "image_edit.completed")
+
+
+@pytest.mark.parametrize(
+    ("data", "files", "param"),
+    [
+        ({"prompt": "a"}, None, "images"),
+        ({"prompt": "a"}, {"image": ("a.png", b"nonsense")}, "image"),
+        ({"prompt": "a", "image": "http://example.com/a.png"}, None, "image"),
+        ({"prompt": "a"}, [("image", FILE)] * 5, "image"),
+        ({"prompt": "a", "seed": "many"}, {"image": FILE}, "seed"),
+        ({"prompt": "a"}, {"image": FILE, "video": FILE}, "video"),
+        ({}, {"image": FILE}, "prompt"),
+    ],
+)
+async def test_wrong_edit_is_a_400(client, data, files, param):
+    check_error(await client.post("/v1/images/edits", data=data, files=files), 400, param)
+
+
+@pytest.mark.parametrize(("files", "param"), [({"image": FILE}, "image"), ({"image": FILE, "mask": FILE}, "image")])
+async def test_edit_is_refused_by_a_pipeline_that_takes_no_pictures(tmp_path, files, param):
+    async with opened(FakeGroups(), tmp_path) as client:
+        error = check_error(await client.post("/v1/images/edits", data={"prompt": "a"}, files=files), 400, param)
+    assert "WanPipeline takes no picture" in error["message"]
+
+
+async def test_mask_is_refused_by_a_pipeline_that_takes_pictures_only(tmp_path):
+    async with opened(FakeGroups(description=describe("image")), tmp_path) as client:
+        response = await client.post("/v1/images/edits", data={"prompt": "a"}, files={"image": FILE, "mask": FILE})
+    assert "takes no mask" in check_error(response, 400, "mask")["message"]
+
+
+async def test_extension_fields_reach_the_group(client, groups):
+    fields = {
+        "width": 48, "height": 32, "guidance_scale": 2.0, "guidance_scale_2": 3.0, "true_cfg_scale": 4.0,
+        "extra_args": {"eta": 0.5}, "negative_prompt": "blue",
+    }  # fmt: skip
+    await generate(client, **fields)
+    sent = groups.requests[0].model_dump()
+    assert {name: sent[name] for name in fields} == fields
+
+
+async def test_extra_args_are_those_that_the_settings_allow_and_the_pipeline_takes(client):
+    response = await client.post("/v1/images/generations", json={**GOOD, "extra_args": {"callback_on_step_end": "x"}})
+    error = check_error(response, 400, "extra_args")
+    assert "eta" in error["message"]
+
+
+async def test_previews_are_refused_with_the_reason(client):
+    response = await client.post("/v1/images/generations", json={**GOOD, "partial_images": 2, "stream": True})
+    assert "latents" in check_error(response, 400, "partial_images")["message"]
