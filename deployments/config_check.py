@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from deployments.errors import SettingsError
+from deployments.exposure import is_loopback
 from deployments.settings import AppSettings
 
 IMPORT_PATH = "deployments.app:build_app"
@@ -100,18 +101,28 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _http_findings(document: dict[str, Any]) -> Iterator[Finding]:
+    """What HTTP lets in: where that would be anybody, the app refuses to start unless its settings say so."""
     http = document.get("http_options")
     host = http.get("host") if isinstance(http, dict) else None
-    if host is None:
-        yield Finding("warning", "http_options.host", "not set: Serve then listens on all interfaces; say 127.0.0.1")
-    elif host not in ("127.0.0.1", "localhost", "::1"):
-        yield Finding("warning", "http_options.host", f"listens on {host}: whoever reaches the port can use it")
+    address, path = host or "all interfaces, since http_options.host is not set", "http_options.host"
+    if host is not None and is_loopback(str(host)):
+        return
+    for _, application in _our_applications(document):
+        try:
+            settings = AppSettings.model_validate(application.get("args") or {})
+        except ValidationError:
+            continue
+        if settings.has_keys:
+            continue
+        message = f"listens on {address}: whoever reaches the port can use it"
+        if settings.allow_open_port:
+            yield Finding("warning", path, message)
+        else:
+            yield Finding("error", path, f"{message}; say 127.0.0.1, or give api_keys, or set allow_open_port")
 
 
 def _application_findings(document: dict[str, Any]) -> Iterator[Finding]:
-    applications = document.get("applications")
-    entries = applications if isinstance(applications, list) else []
-    ours = [(i, a) for i, a in enumerate(entries) if isinstance(a, dict) and a.get("import_path") == IMPORT_PATH]
+    ours = _our_applications(document)
     if not ours:
         yield Finding("error", "applications", f"none has `import_path: {IMPORT_PATH}`")
     for index, application in ours:
@@ -121,6 +132,12 @@ def _application_findings(document: dict[str, Any]) -> Iterator[Finding]:
         except ValidationError as error:
             yield from _validation_findings(error, f"{path}.args")
         yield from _override_findings(application.get("deployments"), f"{path}.deployments")
+
+
+def _our_applications(document: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    applications = document.get("applications")
+    entries = applications if isinstance(applications, list) else []
+    return [(i, a) for i, a in enumerate(entries) if isinstance(a, dict) and a.get("import_path") == IMPORT_PATH]
 
 
 def _override_findings(deployments: Any, path: str) -> Iterator[Finding]:

@@ -71,9 +71,20 @@ def test_good_config_has_no_finding() -> None:
 
 
 @pytest.mark.parametrize("host", [None, "0.0.0.0"])
-def test_open_interface_is_a_warning(host: str | None) -> None:
+@pytest.mark.parametrize(
+    ("more", "severities"),
+    [
+        ({}, ["error"]),
+        ({"allow_open_port": True}, ["warning"]),
+        ({"api_keys": [{"name": "alice", "sha256": "0" * 64}]}, []),
+    ],
+)
+def test_open_interface_needs_a_key_or_somebody_who_means_it(
+    host: str | None, more: dict[str, Any], severities: list[str]
+) -> None:
     document = changed("http_options", {"port": 8000} if host is None else {"host": host})
-    assert [finding.severity for finding in check_config(document)] == ["warning"]
+    document["applications"][0]["args"].update(more)
+    assert [finding.severity for finding in check_config(document)] == severities
 
 
 def test_repeated_key_is_refused(tmp_path: Path) -> None:

@@ -60,9 +60,19 @@ def rayservice() -> dict[str, Any]:
     return document
 
 
-def test_kuberay_config_is_clean_but_for_its_open_port(rayservice: dict[str, Any]) -> None:
+def test_kuberay_config_is_clean(rayservice: dict[str, Any]) -> None:
     findings = check_config(yaml.safe_load(rayservice["spec"]["serveConfigV2"]))
-    assert [(finding.severity, finding.path) for finding in findings] == [("warning", "http_options.host")]
+    assert findings == []
+
+
+def test_kuberay_head_has_the_files_that_the_settings_name(rayservice: dict[str, Any]) -> None:
+    settings = settings_in(yaml.safe_load(rayservice["spec"]["serveConfigV2"]))
+    head = rayservice["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
+    (container,) = head["containers"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    assert set(mounts.values()) == {volume["name"] for volume in head["volumes"]}
+    assert settings.state.is_on_head
+    assert {settings.state.folder, str(Path(settings.api_keys_file).parent)} <= set(mounts)
 
 
 def test_kuberay_cluster_asks_for_the_token_and_one_version(rayservice: dict[str, Any]) -> None:
