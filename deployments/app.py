@@ -52,9 +52,7 @@ def _ask_planner(model: ModelSettings, timeout_s: float) -> Plan:
     """The planner's answer. An actor that nobody holds any more may be found by name while it goes: asked again."""
     for attempt in range(1, _NUM_PLANNER_ATTEMPTS + 1):
         try:
-            return ask_planner(
-                str(model.checkpoint_folder), model.plan, profiles=model.profiles, timeout_s=timeout_s
-            )
+            return ask_planner(str(model.checkpoint_folder), model.plan, profiles=model.profiles, timeout_s=timeout_s)
         except PlannerError as error:
             if not isinstance(error.__cause__, RayActorError) or attempt == _NUM_PLANNER_ATTEMPTS:
                 raise

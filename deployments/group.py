@@ -80,6 +80,7 @@ class GroupDeployment:
             seed=request.seed if seed is None else seed,
             request_id=request_id or uuid.uuid4().hex,
             deadline_s=deadline_s,
+            flow_shift=request.flow_shift,
         )
         try:
             async with aclosing(detached(self._group.stream(call))) as events:

@@ -55,6 +55,7 @@ def check_call(
     arguments = _scalar_arguments(request, defaults, description)
     if isinstance(request, VideoRequest):
         _at_most(arguments.get("num_frames"), limits.max_frames, "seconds", "frames")
+    _check_flow_shift(request, description)
     _check_images(request, description)
 
 
@@ -109,6 +110,12 @@ def _num_frames(request: GenerationRequest, defaults: ServingDefaults, descripti
             raise BadRequestError(f"{description.pipeline_class} makes no videos: ask for a picture", "model")
         return request.frames_at(frames_per_second(request, defaults)) or defaults.num_frames
     return 1 if description.makes_video else None
+
+
+def _check_flow_shift(request: GenerationRequest, description: GroupDescription) -> None:
+    if request.flow_shift is not None and not description.takes_flow_shift:
+        name = description.pipeline_class
+        raise BadRequestError(f"{name} has no schedule with a shift to set: leave it out", "flow_shift", "unsupported")
 
 
 def _check_images(request: GenerationRequest, description: GroupDescription) -> None:

@@ -19,12 +19,14 @@ class GenerateCall:
         seed: seed of every random number of the call. None: the leader draws one; the result says which.
         request_id: names the call for `WorkerGroup.cancel`.
         deadline_s: seconds from the start of the run after which the call ends with `DeadlineExceededError`.
+        flow_shift: shift of the schedule for this call, where `GroupDescription.takes_flow_shift`.
     """
 
     arguments: Mapping[str, Any]
     seed: int | None = None
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     deadline_s: float | None = None
+    flow_shift: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ class GroupDescription:
         size_multiple: width and height must be multiples of this many pixels.
         load_seconds: seconds a component took to load on the slowest rank.
         weight_bytes_read: bytes of weights read by each rank.
+        takes_flow_shift: whether a call may set the shift of the schedule.
     """
 
     pipeline_class: str
@@ -114,3 +117,4 @@ class GroupDescription:
     size_multiple: int
     load_seconds: Mapping[str, float]
     weight_bytes_read: tuple[int, ...]
+    takes_flow_shift: bool = False

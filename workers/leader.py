@@ -16,6 +16,7 @@ from workers.compilation import GraphWatch
 from workers.component_call import LocalComponent, count_work
 from workers.components import RankComponents
 from workers.errors import CallError, InvalidCallError, WorkerError
+from workers.flow_shift import flow_shift, takes_flow_shift
 from workers.guiders import Guiders
 from workers.keywords import accepted_keywords
 from workers.lanes import Lanes
@@ -86,6 +87,7 @@ class Leader:
             size_multiple=_size_multiple(self._pipeline),
             load_seconds=dict(load_seconds),
             weight_bytes_read=weight_bytes_read,
+            takes_flow_shift=takes_flow_shift(self._schedulers),
         )
 
     def cancel(self, request_id: str) -> None:
@@ -129,6 +131,8 @@ class Leader:
             raise InvalidCallError(f"{type(self._pipeline).__name__} takes no argument {', '.join(unknown)}")
         if "generator" in call.arguments:
             raise InvalidCallError("pass seed instead of generator")
+        if call.flow_shift is not None and not takes_flow_shift(self._schedulers):
+            raise InvalidCallError(f"{type(self._pipeline).__name__} has no schedule with a shift to set")
 
     def _begin(self, call: GenerateCall, control: RequestControl) -> None:
         self._request.begin(call.request_id, control)
@@ -150,7 +154,7 @@ class Leader:
         if output_type is None and self._arguments.accepts("output_type"):
             arguments["output_type"] = "np"
         try:
-            with torch.no_grad():
+            with torch.no_grad(), flow_shift(self._schedulers, call.flow_shift):
                 return normalize_output(self._pipeline(**arguments), output_type=output_type)
         except CallError:
             control.check()  # if the time is over, that is the cause, in terms of this request's whole deadline

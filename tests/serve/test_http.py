@@ -48,6 +48,25 @@ def test_n_pictures_have_consecutive_seeds_and_each_can_be_made_again(app, http)
     assert many[1]["b64_json"] == again[0]["b64_json"] != many[0]["b64_json"]
 
 
+def test_flow_shift_changes_the_picture_of_its_call_only(http):
+    body = {**QUICK, "num_inference_steps": 3}
+    before, shifted, after = [
+        http.post("/v1/images/generations", json={**body, **more}).json()["data"][0]["b64_json"]
+        for more in ({}, {"flow_shift": 8.0}, {})
+    ]
+    assert before == after != shifted
+
+
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+def test_formats_and_urls(http, output_format):
+    body = {**QUICK, "output_format": output_format, "output_compression": 50}
+    inline = http.post("/v1/images/generations", json=body).json()["data"][0]["b64_json"]
+    assert Image.open(io.BytesIO(base64.b64decode(inline))).format == output_format.upper()
+    url = http.post("/v1/images/generations", json={**body, "response_format": "url"}).json()["data"][0]["url"]
+    response = http.get(url)
+    assert (response.content, response.headers["content-type"]) == (base64.b64decode(inline), f"image/{output_format}")
+
+
 def test_models_live_health_and_plan(http, app):
     assert [model.id for model in app.client().models.list()] == ["shapes"]
     assert http.get("/live").json()["status"] == "ok"

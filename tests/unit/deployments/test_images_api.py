@@ -183,6 +183,15 @@ async def test_extra_args_are_those_that_the_settings_allow_and_the_pipeline_tak
     assert "eta" in error["message"]
 
 
+async def test_flow_shift_is_refused_where_no_schedule_has_one(client, tmp_path):
+    response = await client.post("/v1/images/generations", json={**GOOD, "flow_shift": 3.0})
+    assert "no schedule with a shift" in check_error(response, 400, "flow_shift")["message"]
+    groups = FakeGroups(description=dataclasses.replace(WAN, takes_flow_shift=True))
+    async with opened(groups, tmp_path / "other") as client:
+        await generate(client, flow_shift=3.0)
+    assert groups.requests[0].flow_shift == 3.0
+
+
 async def test_previews_are_refused_with_the_reason(client):
     response = await client.post("/v1/images/generations", json={**GOOD, "partial_images": 2, "stream": True})
     assert "latents" in check_error(response, 400, "partial_images")["message"]
