@@ -19,7 +19,7 @@ class ResultStorage:
     """
 
     def __init__(self, url: str) -> None:
-        self._files, root = fsspec.core.url_to_fs(url)
+        self._files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)  # others write there too
         self._root = str(root).rstrip("/")
         self._is_local = isinstance(self._files, fsspec.implementations.local.LocalFileSystem)
 

@@ -50,14 +50,17 @@ class JobStore:
         now = DatabaseNow()
         values = {**asdict(new), "state": JobState.QUEUED, "progress": 0, "num_attempts": 0}
         statement = insert(jobs).values(**values, created_at=now, not_before=now).returning(*_PUBLIC)
-        try:
-            rows = await self._write(statement)
-        except IntegrityError:
-            if new.idempotency_key is None:
-                raise
-            same_key = and_(jobs.c.owner == new.owner, jobs.c.idempotency_key == new.idempotency_key)
+        same_key = and_(jobs.c.owner == new.owner, jobs.c.idempotency_key == new.idempotency_key)
+        while True:
+            try:
+                return _as_job((await self._write(statement))[0])
+            except IntegrityError:
+                if new.idempotency_key is None:
+                    raise
+            await self._write(delete(jobs).where(same_key, jobs.c.expires_at < DatabaseNow()).returning(jobs.c.id))
             rows = await self._read(select(*_PUBLIC).where(same_key))
-        return _as_job(rows[0])
+            if rows:  # else it has expired, or was deleted meanwhile: then the key is free
+                return _as_job(rows[0])
 
     async def num_unfinished(self, model: str) -> int:
         """Jobs that wait or run."""
@@ -185,7 +188,8 @@ class JobStore:
 
     def _finished(self, state: JobState) -> dict[str, Any]:
         now = DatabaseNow()
-        return {"state": state, "completed_at": now, "expires_at": now + self._retention_s, **_NO_LEASE}
+        values = {"state": state, "completed_at": now, "expires_at": now + self._retention_s}
+        return {**values, **_NO_LEASE, "attachments": None}
 
     async def _update_leased(self, job_id: str, token: str, **values: Any) -> bool:
         mine = and_(jobs.c.id == job_id, jobs.c.lease_owner == token, jobs.c.state.in_(UNFINISHED))

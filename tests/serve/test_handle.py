@@ -8,7 +8,10 @@ from PIL import Image
 
 from deployments.answers import CompletedEvent
 from deployments.errors import BadRequestError
+from deployments.exposure import running_http_host
 from deployments.schemas import ImageRequest, VideoRequest
+from tests.serve.processes import wait_until
+from tests.serve.test_failures import QUICK
 
 
 def test_picture_by_handle(app):
@@ -30,3 +33,25 @@ def test_video_by_handle_streams_progress_then_an_mp4(app):
 def test_error_by_handle_is_typed(app):
     with pytest.raises(BadRequestError, match="multiples of"):
         app.handle.generate.remote(ImageRequest(prompt="a", size="63x64")).result(timeout_s=60)
+
+
+async def test_handle_call_can_be_awaited(app):
+    answer = await app.handle.generate.remote(ImageRequest(prompt="a blue square", seed=5, num_inference_steps=2))
+    assert answer.data[0].seed == 5
+
+
+@pytest.mark.parametrize("method", ["generate", "stream"])
+def test_cancelling_the_response_frees_the_group(app, http, method):
+    handle = app.handle.options(stream=True) if method == "stream" else app.handle
+    response = getattr(handle, method).remote(ImageRequest(prompt="a red circle", num_inference_steps=5000))
+    if method == "stream":
+        assert any(event.stage == "denoise" for event in response)
+    else:
+        wait_until(lambda: http.get("/health").json()["status"] == "busy", "the group at work")
+    response.cancel()
+    # 5000 steps take minutes: an answer within seconds shows that they ended.
+    assert http.post("/v1/images/generations", json=QUICK, timeout=20).status_code == 200
+
+
+def test_serve_tells_where_it_listens(app):
+    assert running_http_host() == "127.0.0.1"

@@ -72,6 +72,14 @@ async def test_idempotency_key_gives_the_first_job_again_but_only_to_its_owner(s
     assert await store.get("video_2", **MINE) is None
 
 
+async def test_idempotency_key_of_an_expired_job_is_free(url):
+    async with open_store(url, retention_s=-1.0) as store:
+        await store.add(make_job("video_1", key="once"))
+        await take(store, "a")
+        await store.complete("video_1", token="a", files=[FILE])
+        assert (await store.add(make_job("video_2", key="once"))).id == "video_2"
+
+
 async def test_each_job_is_taken_by_one_of_many_replicas(url):
     async with open_store(url) as store, open_store(url) as other:
         for index in range(4):
