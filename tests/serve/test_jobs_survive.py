@@ -91,7 +91,7 @@ def test_videos_survive_a_restart_of_the_whole_cluster(run_heliograph, tmp_path)
         return command, re.search(r"http://127\.0\.0\.1:\d+", command.stderr)[0]
 
     first, url = start()
-    running = begin(url, num_inference_steps=2000)
+    running = begin(url, num_inference_steps=300)
     waiting = httpx.post(f"{url}/v1/videos", json={**VIDEO, "num_inference_steps": 2}, timeout=30).json()["id"]
     first.kill_all()  # as if the machine had lost its power: nobody could say goodbye
     second, url = start()
