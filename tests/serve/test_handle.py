@@ -3,6 +3,7 @@
 import io
 
 import av
+import psutil
 import pytest
 from PIL import Image
 
@@ -11,7 +12,7 @@ from deployments.errors import BadRequestError
 from deployments.exposure import running_http_host
 from deployments.schemas import ImageRequest, VideoRequest
 from tests.serve.processes import wait_until
-from tests.serve.test_failures import QUICK
+from tests.serve.test_failures import QUICK, rank_pids
 
 
 def test_picture_by_handle(app):
@@ -40,15 +41,21 @@ async def test_handle_call_can_be_awaited(app):
     assert answer.data[0].seed == 5
 
 
+def cpu_seconds_of_ranks():
+    return sum(psutil.Process(pid).cpu_times().user for pid in rank_pids())
+
+
 @pytest.mark.parametrize("method", ["generate", "stream"])
 def test_cancelling_the_response_frees_the_group(app, http, method):
+    before = cpu_seconds_of_ranks()
     handle = app.handle.options(stream=True) if method == "stream" else app.handle
     response = getattr(handle, method).remote(ImageRequest(prompt="a red circle", num_inference_steps=5000))
-    if method == "stream":
-        assert any(event.stage == "denoise" for event in response)
-    else:
-        wait_until(lambda: http.get("/health").json()["status"] == "busy", "the group at work")
-    response.cancel()
+    try:
+        if method == "stream":
+            assert any(event.stage == "denoise" for event in response)
+        wait_until(lambda: cpu_seconds_of_ranks() > before + 0.5, "the ranks at work", timeout_s=60)
+    finally:
+        response.cancel()
     # 5000 steps take minutes: an answer within seconds shows that they ended.
     assert http.post("/v1/images/generations", json=QUICK, timeout=20).status_code == 200
 
