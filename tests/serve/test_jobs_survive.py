@@ -80,6 +80,7 @@ def test_video_survives_the_death_of_the_controller(app):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(400)
 def test_videos_survive_a_restart_of_the_whole_cluster(run_heliograph, tmp_path):
     args = {"checkpoint": str(SHAPES), "state": {"folder": str(tmp_path / "state")}, "limits": LIMITS}
     config = tmp_path / "config.yaml"
@@ -87,7 +88,7 @@ def test_videos_survive_a_restart_of_the_whole_cluster(run_heliograph, tmp_path)
 
     def start():
         command = run_heliograph("serve", config, "--port", "0")
-        command.wait_for_line("Ctrl-C stops it")
+        command.wait_for_line("Ctrl-C stops it", timeout_s=150)
         return command, re.search(r"http://127\.0\.0\.1:\d+", command.stderr)[0]
 
     first, url = start()

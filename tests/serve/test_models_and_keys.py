@@ -14,6 +14,7 @@ from tests.unit.deployments.test_http_api import LIMITS
 pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
+@pytest.mark.timeout(400)
 def test_two_models_behind_keys(run_heliograph, tmp_path):
     (alice, alice_kept), (bob, bob_kept) = make_key("alice"), make_key("bob")
     keys = tmp_path / "keys"
