@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
 from deployments.jobs.database import migrate, open_database
 from deployments.jobs.desk import JobDesk
 from deployments.jobs.results import ResultStorage
@@ -20,12 +18,12 @@ class Front:
     desk: JobDesk
     keys: KeyRing
     runner: JobRunner
-    engine: AsyncEngine
+    store: JobStore
 
     async def close(self) -> None:
         """Gives the leases back and closes the database."""
         await self.runner.close()
-        await self.engine.dispose()
+        await self.store.close()
 
 
 async def open_front(service: Service) -> Front:
@@ -54,4 +52,4 @@ async def open_front(service: Service) -> Front:
         settings=settings.jobs,
     )
     runner.start()
-    return Front(JobDesk(service, store, storage, runner), keys, runner, engine)
+    return Front(JobDesk(service, store, storage, runner), keys, runner, store)

@@ -1,5 +1,6 @@
 """Jobs in the database. Every method is one statement that says what must still hold, or a read."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -44,6 +45,7 @@ class JobStore:
     def __init__(self, engine: AsyncEngine, *, retention_s: float) -> None:
         self._engine = engine
         self._retention_s = retention_s
+        self._on_their_way: set[asyncio.Task[list[Row[Any]]]] = set()
 
     async def add(self, new: NewJob) -> Job:
         """Accepts a job; a second one under the same owner and idempotency key gets the first."""
@@ -195,11 +197,25 @@ class JobStore:
         mine = and_(jobs.c.id == job_id, jobs.c.lease_owner == token, jobs.c.state.in_(UNFINISHED))
         return bool(await self._write(update(jobs).where(mine).values(**values).returning(jobs.c.id)))
 
+    async def close(self) -> None:
+        """Waits for statements that are on their way, and closes the connections."""
+        await asyncio.gather(*self._on_their_way, return_exceptions=True)
+        await self._engine.dispose()
+
     async def _read(self, query: Any) -> list[Row[Any]]:
-        async with self._engine.connect() as connection:
-            return list((await connection.execute(query)).all())
+        """Rows of a statement, which is finished also when the caller is cancelled: in SQLite a statement that nobody
+        reads to its end keeps the database locked for all writers.
+        """
+        task = asyncio.create_task(self._execute(query))
+        self._on_their_way.add(task)
+        task.add_done_callback(self._on_their_way.discard)
+        return await asyncio.shield(task)
 
     _write = _read  # in autocommit there is no difference
+
+    async def _execute(self, query: Any) -> list[Row[Any]]:
+        async with self._engine.connect() as connection:
+            return list((await connection.execute(query)).all())
 
 
 def _visible(owner: str, kind: JobKind) -> ColumnElement[bool]:

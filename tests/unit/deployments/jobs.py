@@ -17,11 +17,12 @@ FILE = StoredFile("video", "video_1/a.mp4", "video/mp4", 3, "32x32", 7)
 async def open_store(url: str, *, retention_s: float = 1000.0) -> AsyncGenerator[JobStore, None]:
     """A store on a database of its own engine, as every replica has one."""
     engine = open_database(url)
+    store = JobStore(engine, retention_s=retention_s)
     try:
         await migrate(engine)
-        yield JobStore(engine, retention_s=retention_s)
+        yield store
     finally:
-        await engine.dispose()
+        await store.close()
 
 
 def make_job(job_id: str, *, owner: str = "alice", model: str = "shapes", key: str | None = None) -> NewJob:

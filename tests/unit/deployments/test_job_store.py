@@ -156,6 +156,19 @@ async def test_jobs_are_seen_by_their_owner_only(store):
     assert await store.delete("video_1", **MINE) == ""
 
 
+async def test_cancelled_statements_lock_nobody_out(url):
+    async with open_store(url) as store, open_store(url) as other:
+        await store.add(make_job("video_1"))
+        await take(store, "a")
+        for num_turns in range(40):  # cancels at each point that a statement goes through
+            write = asyncio.create_task(store.report("video_1", token="a", progress=num_turns))
+            for _ in range(num_turns):
+                await asyncio.sleep(0)
+            write.cancel()
+            async with asyncio.timeout(10):  # SQLite waits 30 s for a lock
+                assert await other.report("video_1", token="a", progress=1)
+
+
 @pytest.mark.parametrize("order", ["asc", "desc"])
 async def test_pages_hold_every_job_once_also_of_the_same_moment(store, order):
     for index in range(5):
