@@ -160,10 +160,9 @@ async def test_cancelled_statements_lock_nobody_out(url):
     async with open_store(url) as store, open_store(url) as other:
         await store.add(make_job("video_1"))
         await take(store, "a")
-        for num_turns in range(40):  # cancels at each point that a statement goes through
-            write = asyncio.create_task(store.report("video_1", token="a", progress=num_turns))
-            for _ in range(num_turns):
-                await asyncio.sleep(0)
+        for attempt in range(60):  # cancels at many points of a statement's way
+            write = asyncio.create_task(store.report("video_1", token="a", progress=attempt))
+            await asyncio.sleep(attempt * 1e-4)
             write.cancel()
             async with asyncio.timeout(10):  # SQLite waits 30 s for a lock
                 assert await other.report("video_1", token="a", progress=1)
