@@ -45,7 +45,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         document = yaml.load(path.read_text("utf-8"), _UniqueKeyLoader)  # a SafeLoader: makes plain data only
     except FileNotFoundError:
-        raise SettingsError(f"{path}: no such file; give a Serve config") from None
+        raise SettingsError(f"{path}: no such file; give a Serve config or a checkpoint's folder") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(f"{path} is not readable YAML: {error}") from error
     if not isinstance(document, dict):

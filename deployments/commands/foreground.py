@@ -10,13 +10,13 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from deployments.commands.progress import ProgressDisplay
+from deployments.config_check import IMPORT_PATH, read_config
 from deployments.errors import LocalServiceError, SettingsError
 from deployments.exposure import check_exposure, is_loopback
 from deployments.local_ray import local_ray, tail_of_logs
 from deployments.local_serve import APP_NAME, find_port, run_app
 from deployments.settings import AppSettings, explain_validation
 
-_IMPORT_PATH = "deployments.app:build_app"
 _SPARE_CPUS = 2  # for coordinators, ingress replicas and the planner; they are counted, not reserved
 _WATCH_PERIOD_S = 2.0
 
@@ -80,10 +80,11 @@ def _watch(logs: Path) -> None:
 def num_cpus_for(settings: AppSettings) -> int:
     """Enough logical CPUs for what is asked for, and at least this machine's."""
     from planner.cluster import cluster_of_this_machine
+    from planner.degrees import resolve_degrees
 
     usable = cluster_of_this_machine().node_types[0].num_cpus
     asked = sum(
-        model.num_replicas * (model.plan.num_ranks or model.plan.cfg_degree or 1) * (model.plan.cpus_per_rank or 1.0)
+        model.num_replicas * resolve_degrees(model.plan).num_ranks * (model.plan.cpus_per_rank or 1.0)
         for model in settings.served_models
     )
     return math.ceil(max(usable, asked)) + _SPARE_CPUS
@@ -91,18 +92,11 @@ def num_cpus_for(settings: AppSettings) -> int:
 
 def _read_serve_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arguments of the one application that is ours, and the HTTP options."""
-    import yaml
-
-    try:
-        document = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise SettingsError(f"{path}: no such file; give a Serve config or a checkpoint's folder") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"{path} is not readable YAML: {error}") from error
-    apps = document.get("applications") if isinstance(document, dict) else None
-    ours = [app for app in apps or [] if isinstance(app, dict) and app.get("import_path") == _IMPORT_PATH]
+    document = read_config(path)
+    apps = document.get("applications")
+    ours = [app for app in apps or [] if isinstance(app, dict) and app.get("import_path") == IMPORT_PATH]
     if len(ours) != 1:
-        raise SettingsError(f"{path}: exactly one application must have `import_path: {_IMPORT_PATH}`")
+        raise SettingsError(f"{path}: exactly one application must have `import_path: {IMPORT_PATH}`")
     arguments, http = ours[0].get("args") or {}, document.get("http_options") or {}
     if not isinstance(arguments, dict) or not isinstance(http, dict):
         raise SettingsError(f"{path}: args and http_options must be mappings")
