@@ -1,6 +1,7 @@
 """`heliograph serve` and `serve deploy` as processes."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -62,7 +63,8 @@ def test_serve_deploy_of_the_example(cluster, tmp_path):
     file = tmp_path / "shapes.yaml"
     file.write_text(config.replace("port: 8000", f"port: {port}"))
     serve_cli = [str(Path(sys.executable).parent / "serve"), "deploy", str(file), "--address", dashboard]
-    done = subprocess.run(serve_cli, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    environment = os.environ | {"RAY_AUTH_MODE": "token"}  # the command itself does not turn it on
+    done = subprocess.run(serve_cli, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     url = f"http://127.0.0.1:{port}"
 
