@@ -58,12 +58,19 @@ class DeferredScope:
     def stop_guarding(self) -> None:
         """Takes the guard off PyTorch's stack of modes.
 
-        Not possible from inside the guard's own dispatch (the stack is in use); there the finished scope makes it let
-        everything pass, and the next call of this method takes it off.
+        Not possible from inside the guard's own dispatch (the stack is in use), as when an operation on a deferred
+        tensor made the calls run; there the finished scope makes it let everything pass. Whoever owns the scope asks
+        `is_guarding` and calls this again later, before another guard is put on: a mode that stayed on would slow every
+        operation down and forbid compiled code.
         """
         if self._guard is not None and not self._guard.is_dispatching:
             self._guard.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._guard = None
+
+    @property
+    def is_guarding(self) -> bool:
+        """Whether the guard is on PyTorch's stack of modes."""
+        return self._guard is not None
 
     def wait(self) -> None:
         """Runs the pending calls now."""

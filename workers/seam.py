@@ -101,6 +101,7 @@ class Seam:
         self._before_call = before_call
         self._queue: list[_Queued] = []
         self._scope: DeferredScope | None = None
+        self._left_guarding: DeferredScope | None = None
         self._specs: RecentlyUsed[str, OutputSpec | None] = RecentlyUsed(MAX_SIGNATURES)
         self._contexts: dict[str, CacheContext] = {}
         self._watches: dict[str, ModuleWatch] = {}
@@ -129,9 +130,11 @@ class Seam:
             self._scope.is_done = True
             self._scope.stop_guarding()
             self._scope = None
+        self._stop_guarding()
 
     def end_step(self) -> None:
         """Called after each scheduler step: which calls a step consists of decides how they are divided."""
+        self._stop_guarding()
         self._profile.end_step()
 
     def run_pending(self) -> None:
@@ -153,12 +156,20 @@ class Seam:
             return self._run(first)
         scope.is_done = True
         scope.stop_guarding()
+        if scope.is_guarding:
+            self._left_guarding = scope
         results = self._run([*first, *(part for queued in queue for part in queued.parts)])
         of_parts = iter(results[len(first) :])
         for queued in queue:
             self._fill(queued, self._join(queued.call, [next(of_parts) for _ in queued.parts], queued.spec))
         scope.close()
         return results[: len(first)]
+
+    def _stop_guarding(self) -> None:
+        """Takes off the guard of a scope that was finished from inside the guard's own dispatch."""
+        if self._left_guarding is not None:
+            self._left_guarding.stop_guarding()
+            self._left_guarding = None
 
     @contextmanager
     def _cache_context(self, component: str, name: str, **options: Any) -> Iterator[None]:
@@ -171,6 +182,7 @@ class Seam:
     def _call(self, component: str, *args: Any, **kwargs: Any) -> Any:
         if self._is_running:  # a component inside a running call: part of that call
             return self._lanes.local[component].run_module(*args, **kwargs)
+        self._stop_guarding()
         self._before_call(component)
         if has_pending((args, kwargs)):
             args, kwargs = wait_all((args, kwargs))
