@@ -1,5 +1,6 @@
 """One option on one node type: where its components lie, what that needs, how long it takes, and whether it fits."""
 
+import bisect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -164,11 +165,15 @@ def find_excess(candidate: Candidate) -> Excess | None:
 
 
 def capacity_for(peak_bytes: int, *, headroom: Callable[[int], int]) -> int:
-    """The smallest capacity, in whole GiB, that leaves `peak_bytes` beside its headroom."""
-    gib = -(-peak_bytes // GIB)
-    while gib * GIB - headroom(gib * GIB) < peak_bytes:
-        gib += 1
-    return gib * GIB
+    """The smallest capacity, in whole GiB, that leaves `peak_bytes` beside its headroom (which grows more slowly)."""
+
+    def suffices(gib: int) -> bool:
+        return gib * GIB - headroom(gib * GIB) >= peak_bytes
+
+    lowest = highest = max(1, -(-peak_bytes // GIB))
+    while not suffices(highest):
+        highest *= 2
+    return GIB * bisect.bisect_left(range(highest + 1), True, lo=lowest, key=suffices)
 
 
 def residency_text(placement: Placement) -> str:
