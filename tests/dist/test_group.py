@@ -171,7 +171,7 @@ def test_a_killed_rank_ends_the_running_call_at_once(
 
     with pytest.raises(GroupDiedError):
         group.generate(GenerateCall({**ARGUMENTS, "num_inference_steps": 100_000}, seed=3), on_progress=kill_once)
-    assert time.monotonic() - killed_at[0] < 5.0
+    assert time.monotonic() - killed_at[0] < 30.0  # a hang would last for the deadline of a call, 600 s
     with pytest.raises(GroupDiedError):
         group.check()
 
