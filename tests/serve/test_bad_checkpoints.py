@@ -57,7 +57,7 @@ def broken(request, tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("plan", "--device", "cpu"), ("generate", "--device", "cpu", "--prompt", "a", "--output", "a.png")],
+    [("plan", "--gpus", "0"), ("generate", "--device", "cpu", "--prompt", "a", "--output", "a.png")],
     ids=lambda arguments: arguments[0],
 )
 def test_command_line_says_what_is_wrong_and_starts_nothing(broken, arguments):
