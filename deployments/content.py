@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
-from deployments.errors import NotFoundError
+from deployments.errors import NotFoundError, RangeError
 from deployments.jobs.results import ResultStorage
 
 _CHUNK_BYTES = 1 << 20
@@ -21,6 +21,7 @@ async def content_response(
 
     Raises:
         NotFoundError: the file was removed meanwhile.
+        RangeError: nothing of the range is in it.
     """
     etag = f'"{hashlib.sha256(key.encode()).hexdigest()[:32]}"'
     headers = {
@@ -38,7 +39,7 @@ async def content_response(
     if match and (match[1] or match[2]):
         found = _resolve(match[1], match[2], num_bytes)
         if found is None:
-            return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{num_bytes}"})
+            raise RangeError(num_bytes)
         (start, end), status = found, 206
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{num_bytes}"
     headers["Content-Length"] = str(end - start)

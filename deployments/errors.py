@@ -8,8 +8,12 @@
         ├── KeyRequiredError           401: no key, or an unknown one
         ├── UnknownModelError          404: no such model here
         ├── NotFoundError              404: no such job, file or variant
+        ├── BodyTimeoutError           408: the body did not come in time
         ├── ConflictError              409: the idempotency key was used for another request
+        ├── BodyTooLargeError          413: the body is above the limit
+        ├── RangeError                 416: nothing of the range is in the file; says how long the file is
         ├── BusyError                  429: the queue is full; says when to come back
+        ├── HeadersTooLargeError       431: the headers are above the limit
         ├── GenerationError            500: the request was fine, the work failed
         ├── UnavailableError           503: no group can take the request now
         │   └── GroupsDiedError            503: the group died under it, and so did the next one
@@ -90,6 +94,44 @@ class ConflictError(RequestError):
     status = 409
     error_type = "invalid_request_error"
     default_code = "idempotency_key_reused"
+
+
+class BodyTimeoutError(RequestError):
+    """The client did not send its body in time."""
+
+    status = 408
+    error_type = "invalid_request_error"
+    default_code = "body_timeout"
+    should_retry = True
+
+
+class BodyTooLargeError(RequestError):
+    """The body is above the limit."""
+
+    status = 413
+    error_type = "invalid_request_error"
+    default_code = "body_too_large"
+
+
+class RangeError(RequestError):
+    """Nothing of the range that is asked for is in the file."""
+
+    status = 416
+    error_type = "invalid_request_error"
+    default_code = "range_not_satisfiable"
+
+    def __init__(self, num_bytes: int) -> None:
+        super().__init__(f"the file has {num_bytes} bytes: nothing of this range is in it", "Range")
+        self.args = (num_bytes,)
+        self.num_bytes = num_bytes
+
+
+class HeadersTooLargeError(RequestError):
+    """The request's headers are above the limit."""
+
+    status = 431
+    error_type = "invalid_request_error"
+    default_code = "headers_too_large"
 
 
 class UnknownModelError(RequestError):

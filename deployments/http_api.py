@@ -6,6 +6,7 @@ from fastapi import FastAPI, Response
 
 from deployments.answers import ErrorResponse, Health, ModelList
 from deployments.body_limit import BodyLimit
+from deployments.header_check import HeaderCheck
 from deployments.http_errors import install_error_handlers
 from deployments.images_api import images_router
 from deployments.jobs.desk import JobDesk
@@ -14,16 +15,21 @@ from deployments.service import Service
 from deployments.videos_api import videos_router
 from planner.plan import Plan
 
-_ERROR_STATUSES = (400, 401, 404, 409, 413, 429, 500, 503, 504)
+_ERROR_STATUSES = (400, 401, 404, 405, 408, 409, 413, 416, 429, 431, 500, 503, 504)
 
 
 def build_api(service: Service, desk: JobDesk, keys: KeyRing) -> FastAPI:
     """The ASGI app that answers for a service."""
     limits = service.settings.limits
     errors: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in _ERROR_STATUSES}
-    app = FastAPI(title="Heliograph", description="Diffusion models behind OpenAI's image and video API.")
-    app.add_middleware(BodyLimit, max_bytes=limits.max_body_bytes, max_upload_bytes=limits.max_upload_bytes)
+    app = FastAPI(
+        title="Heliograph",
+        description="Diffusion models behind OpenAI's image and video API.",
+        redirect_slashes=False,  # a redirect would repeat whatever the client sent as Host
+    )
+    app.add_middleware(BodyLimit, limits=limits)
     app.add_middleware(KeyGate, keys=keys)  # added last, it comes first: nothing is read from strangers
+    app.add_middleware(HeaderCheck)
     install_error_handlers(app)
     app.include_router(images_router(service, desk, errors))
     app.include_router(videos_router(desk, limits, errors))

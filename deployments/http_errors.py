@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from deployments.answers import ErrorDetail, ErrorResponse
-from deployments.errors import BusyError, KeyRequiredError, RequestError, UnavailableError
+from deployments.errors import BusyError, KeyRequiredError, RangeError, RequestError, UnavailableError
 
 logger = logging.getLogger(__name__)
 _MAX_MESSAGE_CHARACTERS = 500
@@ -33,6 +33,8 @@ def error_response(error: RequestError) -> JSONResponse:
         headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, KeyRequiredError):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, RangeError):
+        headers |= {"Content-Range": f"bytes */{error.num_bytes}", "Accept-Ranges": "bytes"}
     return _answer(error.status, error_detail(error), headers)
 
 
@@ -106,11 +108,3 @@ def _message(item: dict[str, Any], param: str | None) -> str:
 def _shorten(text: str) -> str:
     printable = text.encode("utf-8", "replace").decode()
     return printable if len(printable) <= _MAX_MESSAGE_CHARACTERS else printable[:_MAX_MESSAGE_CHARACTERS] + "..."
-
-
-def body_too_large(max_bytes: int) -> JSONResponse:
-    """The answer to a body above the limit."""
-    detail = ErrorDetail(
-        message=f"the body is larger than {max_bytes} bytes", type="invalid_request_error", code="body_too_large"
-    )
-    return _answer(413, detail, {"x-should-retry": "false"})

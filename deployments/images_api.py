@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from deployments.answers import DeletedImageJob, ImageJob, MediaItem, MediaResponse
-from deployments.bodies import read_body
+from deployments.bodies import read_body, read_json
 from deployments.content import content_response
 from deployments.events import stream_events
 from deployments.jobs.desk import JobDesk
@@ -19,6 +19,7 @@ from deployments.schemas import ImageEditRequest, ImageRequest
 from deployments.service import Service
 from deployments.videos_api import job_error
 
+_JSON = {"application/json": {"schema": ImageRequest.model_json_schema()}}
 _FORM = {"multipart/form-data": {"schema": ImageEditRequest.model_json_schema()}}
 
 
@@ -27,13 +28,15 @@ def images_router(service: Service, desk: JobDesk, errors: dict[int | str, dict[
     router = APIRouter(responses=errors)
     answers = _Answers(service, desk)
 
-    @router.post("/v1/images/generations", response_model=MediaResponse)
-    async def generate_images(
-        request: ImageRequest, http: Request, owner: Owner, key: IdempotencyKey = None
-    ) -> Response | MediaResponse:
+    @router.post(
+        "/v1/images/generations",
+        response_model=MediaResponse,
+        openapi_extra={"requestBody": {"required": True, "content": _JSON}},
+    )
+    async def generate_images(http: Request, owner: Owner, key: IdempotencyKey = None) -> Response | MediaResponse:
         """Makes `n` pictures; with `stream` true, server-sent events tell the progress and carry each picture; with
         `background_job` true, the answer is a job."""
-        return await answers.answer(request, http, owner=owner, key=key)
+        return await answers.answer(await read_json(http, ImageRequest), http, owner=owner, key=key)
 
     @router.post(
         "/v1/images/edits",

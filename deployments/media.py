@@ -54,9 +54,12 @@ def check_image(content: bytes, *, max_pixels: int, param: str) -> None:
     """Looks at a client's picture without decoding it.
 
     Raises:
-        BadRequestError: it is no png, jpeg or webp, or too large.
+        BadRequestError: it is no png, jpeg or webp, not whole, followed by something else, or too large.
     """
-    width, height = _open(content, param).size
+    image = _open(content, param)
+    if _ENDS[image.format](content) != len(content):
+        raise BadRequestError(f"{param}: the file is cut off, or something follows it", param, "invalid_image")
+    width, height = image.size
     if width * height > max_pixels:
         raise BadRequestError(
             f"{param}: {width}x{height} pixels, at most {max_pixels} are allowed here", param, "limit_exceeded"
@@ -102,6 +105,31 @@ def _open(content: bytes, param: str) -> Any:
         return Image.open(io.BytesIO(content), formats=_INPUT_FORMATS)
     except Exception as error:  # decoders raise anything on broken files
         raise _unreadable(param) from error
+
+
+def _end_of_png(content: bytes) -> int | None:
+    """Where the last chunk ends; None if it is not there. A chunk: its length, name, content and checksum."""
+    position = 8
+    while position + 12 <= len(content):
+        length, name = int.from_bytes(content[position : position + 4], "big"), content[position + 4 : position + 8]
+        position += 12 + length
+        if name == b"IEND":
+            return position
+    return None
+
+
+def _end_of_webp(content: bytes) -> int:
+    """Where the RIFF container ends, by its own word; odd sizes are padded."""
+    size = int.from_bytes(content[4:8], "little")
+    return 8 + size + size % 2
+
+
+def _end_of_jpeg(content: bytes) -> int | None:
+    """The end, if there is an end marker at all: cameras write more behind it, and only decoding tells whose it is."""
+    return len(content) if b"\xff\xd9" in content else None
+
+
+_ENDS = {"PNG": _end_of_png, "WEBP": _end_of_webp, "JPEG": _end_of_jpeg, "MPO": _end_of_jpeg}
 
 
 def _unreadable(param: str) -> BadRequestError:

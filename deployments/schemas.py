@@ -154,7 +154,7 @@ class VideoRequest(GenerationRequest):
     n: Literal[1] = 1
     seconds: (
         Annotated[str, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)] | None
-    ) = Field(default=None, pattern=r"^\d{1,4}(\.\d{1,3})?$")
+    ) = Field(default=None, pattern=r"^[0-9]{1,4}(\.[0-9]{1,3})?$")
     num_frames: int | None = Field(default=None, ge=1)
     fps: int | None = Field(default=None, ge=1, le=120)
     input_reference: bytes | None = None

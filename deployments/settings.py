@@ -37,6 +37,7 @@ class Limits(_Settings):
     max_prompt_characters: int = Field(default=4000, ge=1)
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     max_upload_bytes: int = Field(default=20 << 20, ge=1024)  # bodies with pictures
+    body_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)  # for sending a body
     max_input_pixels: int = Field(default=4096 * 4096, ge=1)
     max_input_images: int = Field(default=4, ge=1)
 

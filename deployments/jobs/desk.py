@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 import secrets
 import time
 import uuid
@@ -22,6 +23,7 @@ from planner.plan import ServingDefaults
 logger = logging.getLogger(__name__)
 _BUSY_RETRY_S = 10
 _NAME_BYTES = 32
+_ID = re.compile(r"[a-z0-9_]{1,64}")  # databases refuse some texts, such as a zero byte, with an error of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class JobDesk:
         Raises:
             NotFoundError: there is none, or it is somebody else's.
         """
-        job = await self._store.get(job_id, owner=owner, kind=kind)
+        job = await self._store.get(job_id, owner=owner, kind=kind) if _ID.fullmatch(job_id) else None
         if job is None:
             raise _no_such_job(job_id, kind)
         return job
@@ -86,7 +88,9 @@ class JobDesk:
         Raises:
             BadRequestError: `after` is none of them.
         """
-        page = await self._store.page(owner=owner, kind=kind, after=after, limit=limit, order=order)
+        page = None
+        if after is None or _ID.fullmatch(after):
+            page = await self._store.page(owner=owner, kind=kind, after=after, limit=limit, order=order)
         if page is None:
             raise BadRequestError(f"after: there is no {kind} {after[:100] if after else after!r}", "after")
         return page

@@ -114,7 +114,7 @@ async def test_unreadable_body_gets_a_400(client, body):
 
 async def test_body_of_another_type_gets_a_400(client):
     response = await client.post("/v1/images/generations", content=b"prompt=a", headers={"content-type": "text/plain"})
-    check_error(response, 400)
+    check_error(response, 400, "content-type")
 
 
 @pytest.mark.parametrize("announced", [True, False])

@@ -207,10 +207,10 @@ async def test_content_of_an_unfinished_video_is_a_404_that_says_so(tmp_path):
         ("bytes=-2", 206, b"56", "bytes 4-5/6"),
         ("bytes=-99", 206, b"123456", "bytes 0-5/6"),
         ("bytes=2-99", 206, b"3456", "bytes 2-5/6"),
-        ("bytes=6-", 416, b"", "bytes */6"),
-        ("bytes=3-2", 416, b"", "bytes */6"),
-        ("bytes=-0", 416, b"", "bytes */6"),
-        ("bytes=" + "9" * 5000 + "-", 416, b"", "bytes */6"),
+        ("bytes=6-", 416, None, "bytes */6"),
+        ("bytes=3-2", 416, None, "bytes */6"),
+        ("bytes=-0", 416, None, "bytes */6"),
+        ("bytes=" + "9" * 5000 + "-", 416, None, "bytes */6"),
         ("bytes=0-1,3-4", 200, b"123456", None),
         ("bytes=-", 200, b"123456", None),
         ("lines=1-2", 200, b"123456", None),
@@ -219,7 +219,11 @@ async def test_content_of_an_unfinished_video_is_a_404_that_says_so(tmp_path):
 async def test_ranges_of_a_video(client, wanted, status, content, content_range):
     video = await make_video(client, seed=123456)
     response = await client.get(f"/v1/videos/{video['id']}/content", headers={"Range": wanted})
-    assert (response.status_code, response.content) == (status, content)
+    assert response.status_code == status
+    if status == 416:
+        check_error(response, 416, "Range")
+    else:
+        assert response.content == content
     assert response.headers.get("content-range") == content_range
     assert response.headers["accept-ranges"] == "bytes"
 
