@@ -36,9 +36,14 @@ class Ingress:
     def __init__(self, settings: AppSettings, plans: Sequence[Plan], *groups: Any) -> None:
         configure_logging()
         app_name = serve.get_replica_context().app_name
-        max_queued = settings.max_queued_requests
         models = [
-            ServedModel(model, plan, ServeGroupClient(group, app_name=app_name), max_queued_requests=max_queued)
+            ServedModel(
+                model,
+                plan,
+                ServeGroupClient(group, app_name=app_name),
+                max_queued_requests=settings.max_queued_requests,
+                max_queued_seconds=settings.max_queued_seconds,
+            )
             for model, plan, group in zip(settings.served_models, plans, groups, strict=True)
         ]
         self._service = Service(settings, models)

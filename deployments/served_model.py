@@ -12,6 +12,7 @@ from deployments.group_client import GeneratedMedia, GroupClient
 from deployments.pipeline_call import check_call, check_limits
 from deployments.schemas import GenerationRequest
 from deployments.settings import Limits, ModelSettings
+from deployments.work import WorkModel, check_planned_shape
 from planner.plan import Plan
 from workers.calls import GroupDescription, Progress
 from workers.errors import CallCancelledError, CallError, DeadlineExceededError, GroupDiedError, InvalidCallError
@@ -28,13 +29,28 @@ class ServedModel:
         plan: what its groups run.
         group: the way to them.
         max_queued_requests: interactive requests that may wait here at once.
+        max_queued_seconds: predicted work that may wait here at once.
     """
 
-    def __init__(self, settings: ModelSettings, plan: Plan, group: GroupClient, *, max_queued_requests: int) -> None:
+    def __init__(
+        self,
+        settings: ModelSettings,
+        plan: Plan,
+        group: GroupClient,
+        *,
+        max_queued_requests: int,
+        max_queued_seconds: float,
+    ) -> None:
         self.settings = settings
         self.plan = plan
         self.group = group
-        self.admission = Admission(max_queued_requests, num_servers=settings.num_replicas)
+        self.work = WorkModel(plan, num_planned_steps=settings.plan.num_inference_steps)
+        self.admission = Admission(
+            self.work,
+            max_requests=max_queued_requests,
+            max_seconds=max_queued_seconds,
+            num_servers=settings.num_replicas,
+        )
         self.created = int(time.time())
         self._description: GroupDescription | None = None
 
@@ -54,6 +70,8 @@ class ServedModel:
             BadRequestError: the request must change.
         """
         check_limits(request, limits)
+        if self.settings.beyond_plan == "refuse":
+            check_planned_shape(request, self.plan)
         if self._description is not None:
             check_call(
                 request, self.plan.defaults, self._description, limits=limits, extra_args=self.settings.extra_args

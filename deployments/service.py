@@ -62,13 +62,14 @@ class Service:
         """
         model = self.check(request)
         deadline = _Deadline(self.settings.request_timeout_s)
-        with model.admission.admitted():
+        with model.admission.admitted(model.work.work_of(request)) as ticket:
             yield ProgressEvent(type=_event_types(request)[0], stage="queued")
             first_seed = draw_seed() if request.seed is None else request.seed
             for index in range(request.n):
                 calls = model.one(request, seed=first_seed + index, deadline_s=deadline.left())
                 async with aclosing(_within(calls, deadline)) as events:
                     async for event in events:
+                        ticket.note(event)
                         yield _as_event(event, request, index)
 
     async def run(self, request: MediaRequest, *, request_id: str) -> AsyncGenerator[Progress | GeneratedMedia, None]:
@@ -79,14 +80,17 @@ class Service:
         """
         model, timeout_s = self.check(request), self.settings.jobs.run_timeout_s
         assert request.seed is not None
-        for index in range(request.n):
-            calls = model.one(request, seed=request.seed + index, deadline_s=timeout_s, request_id=request_id)
-            async with aclosing(calls):
-                first = await anext(calls)
-                yield first
-                async with aclosing(_within(calls, _Deadline(timeout_s))) as events:
-                    async for event in events:
-                        yield event
+        with model.admission.held(model.work.work_of(request)) as ticket:
+            for index in range(request.n):
+                calls = model.one(request, seed=request.seed + index, deadline_s=timeout_s, request_id=request_id)
+                async with aclosing(calls):
+                    first = await anext(calls)
+                    ticket.note(first)
+                    yield first
+                    async with aclosing(_within(calls, _Deadline(timeout_s))) as events:
+                        async for event in events:
+                            ticket.note(event)
+                            yield event
 
     async def prepare(self) -> None:
         """Learns what the groups of each model can do, each as soon as one is up."""

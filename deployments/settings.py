@@ -71,6 +71,8 @@ class ModelSettings(_Settings):
         warm_up: shapes that each group runs before it serves; without any, the checkpoint's default picture and video.
         profiles: folder or URL of calibration profiles, the same for every node; without it `HELIOGRAPH_PROFILES`,
             else none are kept.
+        beyond_plan: what becomes of requests with more pixels times frames than the plan has GPU memory for: a 400, or
+            they are tried, and fail where the memory does not suffice.
         extra_args: arguments of the pipeline, beyond the usual ones, that clients may set by `extra_args`.
     """
 
@@ -82,6 +84,7 @@ class ModelSettings(_Settings):
     start_timeout_s: float = Field(default=1800.0, gt=0, allow_inf_nan=False)
     warm_up: tuple[WarmUpShape, ...] = Field(default=(), max_length=32)
     profiles: str | None = Field(default=None, min_length=1, max_length=1000)
+    beyond_plan: Literal["refuse", "try"] = "refuse"
     extra_args: tuple[str, ...] = ()
 
     @field_validator("plan", mode="before")
@@ -195,6 +198,8 @@ class AppSettings(ModelSettings):
         models: several models, each with its own groups; instead of `checkpoint` and the other keys of one model.
         num_ingress_replicas: HTTP front ends; with two, one may die without a failed request.
         max_queued_requests: requests of a model admitted by one ingress replica; above it, 429.
+        max_queued_seconds: predicted seconds that a model's groups need for all that one ingress replica has admitted;
+            above it, 429. What would wait longer than `request_timeout_s` ends in a 504 anyway.
         request_timeout_s: for everything that a request waits for.
         plan_timeout_s: for the planner's answer.
         health_timeout_s: `/health` answers within this time.
@@ -211,6 +216,7 @@ class AppSettings(ModelSettings):
     jobs: JobSettings = Field(default_factory=JobSettings)
     num_ingress_replicas: int = Field(default=2, ge=1)
     max_queued_requests: int = Field(default=64, ge=1)
+    max_queued_seconds: float = Field(default=600.0, gt=0, allow_inf_nan=False)
     request_timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
     plan_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     health_timeout_s: float = Field(default=2.0, gt=0, allow_inf_nan=False)

@@ -90,7 +90,9 @@ def make_service(groups: FakeGroups, *others: FakeGroups, **settings: object) ->
     app = AppSettings.model_validate({**one_model, **settings})
     plan = make_wan_plan(Path("/models/shapes")).model_copy(update={"defaults": DEFAULTS})
     models = [
-        ServedModel(model, plan, fake, max_queued_requests=app.max_queued_requests)
+        ServedModel(
+            model, plan, fake, max_queued_requests=app.max_queued_requests, max_queued_seconds=app.max_queued_seconds
+        )
         for model, fake in zip(app.served_models, (groups, *others), strict=True)
     ]
     return Service(app, models)
