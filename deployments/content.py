@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import AsyncGenerator
+from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
@@ -10,6 +11,10 @@ from fastapi.responses import StreamingResponse
 from deployments.errors import NotFoundError, RangeError
 from deployments.jobs.results import ResultStorage
 
+FILE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The file", "content": {"application/octet-stream": {}}},
+    206: {"description": "The range of it that was asked for", "content": {"application/octet-stream": {}}},
+}
 _CHUNK_BYTES = 1 << 20
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 

@@ -34,7 +34,7 @@ def build_api(service: Service, desk: JobDesk, keys: KeyRing) -> FastAPI:
     app.include_router(images_router(service, desk, errors))
     app.include_router(videos_router(desk, limits, errors))
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses={status: errors[status] for status in (400, 401, 431)})
     async def list_models() -> ModelList:
         """The models served here."""
         return service.list_models()
@@ -51,7 +51,7 @@ def build_api(service: Service, desk: JobDesk, keys: KeyRing) -> FastAPI:
         response.status_code = 503 if answer.status == "unavailable" else 200
         return answer
 
-    @app.get("/plan")
+    @app.get("/plan", responses={status: errors[status] for status in (400, 401, 404, 431)})
     async def plan(model: str | None = None) -> Plan:
         """What was decided before the groups of a model started, and why."""
         return service.plan(model)

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 
 from deployments.answers import DeletedImageJob, ImageJob, MediaItem, MediaResponse
 from deployments.bodies import read_body, read_json
-from deployments.content import content_response
+from deployments.content import FILE, content_response
 from deployments.events import stream_events
 from deployments.jobs.desk import JobDesk
 from deployments.jobs.headers import IdempotencyKey, poll_headers
@@ -19,8 +19,20 @@ from deployments.schemas import ImageEditRequest, ImageRequest
 from deployments.service import Service
 from deployments.videos_api import job_error
 
+_ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": ImageJob, "description": "With `background_job`: a job"}}
 _JSON = {"application/json": {"schema": ImageRequest.model_json_schema()}}
-_FORM = {"multipart/form-data": {"schema": ImageEditRequest.model_json_schema()}}
+
+
+def _form_of_edits() -> dict[str, Any]:
+    """The schema of the form: its files have names and a form of their own there."""
+    schema = ImageEditRequest.model_json_schema()
+    file = {"type": "string", "format": "binary"}
+    properties = {name: kind for name, kind in schema["properties"].items() if name != "images"}
+    properties |= {"image": {"type": "array", "items": file, "minItems": 1}, "mask": file}
+    return {**schema, "properties": properties, "required": ["prompt", "image"]}
+
+
+_FORM = {"multipart/form-data": {"schema": _form_of_edits()}}
 
 
 def images_router(service: Service, desk: JobDesk, errors: dict[int | str, dict[str, Any]]) -> APIRouter:
@@ -31,6 +43,7 @@ def images_router(service: Service, desk: JobDesk, errors: dict[int | str, dict[
     @router.post(
         "/v1/images/generations",
         response_model=MediaResponse,
+        responses=_ACCEPTED,
         openapi_extra={"requestBody": {"required": True, "content": _JSON}},
     )
     async def generate_images(http: Request, owner: Owner, key: IdempotencyKey = None) -> Response | MediaResponse:
@@ -41,6 +54,7 @@ def images_router(service: Service, desk: JobDesk, errors: dict[int | str, dict[
     @router.post(
         "/v1/images/edits",
         response_model=MediaResponse,
+        responses=_ACCEPTED,
         openapi_extra={"requestBody": {"required": True, "content": _FORM}},
     )
     async def edit_images(http: Request, owner: Owner, key: IdempotencyKey = None) -> Response | MediaResponse:
@@ -70,7 +84,7 @@ def images_router(service: Service, desk: JobDesk, errors: dict[int | str, dict[
         await desk.delete(image_id, owner=owner, kind="image")
         return DeletedImageJob(id=image_id)
 
-    @router.get("/results/{name}")
+    @router.get("/results/{name}", responses=FILE)
     async def get_result(name: str, http: Request) -> Response:
         """The picture of a URL; needs no key, since nobody can guess its name."""
         file = await desk.published(name)

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from deployments.answers import DeletedVideo, JobError, Video, VideoList
 from deployments.bodies import read_body
-from deployments.content import content_response
+from deployments.content import FILE, content_response
 from deployments.jobs.desk import JobDesk
 from deployments.jobs.headers import IdempotencyKey, poll_headers
 from deployments.jobs.records import UNFINISHED, Job
@@ -66,7 +66,7 @@ def videos_router(desk: JobDesk, limits: Limits, errors: dict[int | str, dict[st
         await desk.delete(video_id, owner=owner, kind="video")
         return DeletedVideo(id=video_id)
 
-    @router.get("/{video_id}/content")
+    @router.get("/{video_id}/content", responses=FILE)
     async def get_content(
         request: Request, video_id: str, owner: Owner, variant: Literal["video", "thumbnail"] = "video"
     ) -> Response:
