@@ -1,5 +1,6 @@
 """Who may wait, by predicted and by measured seconds; with a clock of its own."""
 
+import asyncio
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -205,6 +206,23 @@ async def test_refusal_comes_without_waiting_for_anything():
         assert caught.value.retry_after_s == 4, "two of two steps of 6 s, and 20 s are allowed"
     await running.aclose()
     await service.generate(picture())
+
+
+@pytest.mark.parametrize("way", ["stream", "run"])
+async def test_queue_shrinks_with_the_steps_of_requests_and_jobs(way):
+    service = make_service(FakeGroups(gate=asyncio.Event()))
+    (model,) = service.models.values()
+    model.work.learn(model.work.work_of(picture()), step_s=6.0, rest_s=0.0)
+    asked = picture(seed=1, n=2)
+    events = service.stream(asked) if way == "stream" else service.run(asked, request_id="job")
+    event = await anext(events)
+    while event.stage == "queued":
+        assert model.admission.queued_seconds == pytest.approx(24.0)
+        event = await anext(events)
+    assert (event.stage, event.step) == ("denoise", 1)
+    assert model.admission.queued_seconds == pytest.approx(18.0), "one of two steps of the first of two pictures"
+    await events.aclose()
+    assert model.admission.queued_seconds == 0.0
 
 
 @pytest.mark.parametrize(
