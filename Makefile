@@ -30,8 +30,8 @@ lint: setup
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-unit: setup
-	$(RUN) -m pytest -q tests/unit -m "not gpu and not full"
+unit: setup  ## spread over two processes; the others below share one Ray and a machine of two cores
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile tests/unit -m "not gpu and not full"
 
 test-all: setup  ## every matrix in full
 	$(RUN) -m pytest -q -m "not gpu"
