@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from deployments.detached import detached
 from deployments.group_client import GeneratedMedia
 from deployments.logs import configure_logging
-from deployments.measuring import make_measurement, report_to_planner
+from deployments.measuring import make_call_stats, make_measurement, report_to_planner
 from deployments.media import encode_image, encode_mp4, encode_thumbnail
 from deployments.pipeline_call import build_arguments, frames_per_second
 from deployments.schemas import ImageRequest, VideoRequest
@@ -166,7 +166,10 @@ def _encode(result: GenerateResult, request: ImageRequest | VideoRequest, plan: 
         first = pixels[0] if result.output_kind == "video" else pixels
         content = encode_image(first, output_format=request.output_format, quality=request.output_compression)
         thumbnail = None
-    return GeneratedMedia(content=content, thumbnail=thumbnail, seed=result.seed, width=width, height=height)
+    stats = make_call_stats(plan, result)
+    return GeneratedMedia(
+        content=content, thumbnail=thumbnail, seed=result.seed, width=width, height=height, stats=stats
+    )
 
 
 def _seconds(value: float | None) -> str:

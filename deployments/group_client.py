@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -21,14 +21,34 @@ Probe = Literal["ok", "unreached", "dead"]
 
 
 @dataclass(frozen=True, slots=True)
+class CallStats:
+    """What a group says of one finished call.
+
+    Attributes:
+        stage_seconds: wall seconds of encode, denoise and decode.
+        gpu_peak_bytes: a rank each, since the group's start; empty on CPU groups.
+        num_gpus: GPUs that the group holds.
+        num_frames: 1 for a picture.
+        num_serial_calls: denoiser calls that ran serially though the group has several lanes.
+    """
+
+    stage_seconds: Mapping[str, float]
+    gpu_peak_bytes: tuple[int, ...]
+    num_gpus: float
+    num_frames: int
+    num_serial_calls: int
+
+
+@dataclass(frozen=True, slots=True)
 class GeneratedMedia:
-    """One finished file from a group; a video has a thumbnail as well."""
+    """One finished file from a group, and how it was made; a video has a thumbnail as well."""
 
     content: bytes
     seed: int
     width: int
     height: int
     thumbnail: bytes | None = None
+    stats: CallStats | None = None
 
 
 class GroupClient(Protocol):

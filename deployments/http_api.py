@@ -11,15 +11,18 @@ from deployments.http_errors import install_error_handlers
 from deployments.images_api import images_router
 from deployments.jobs.desk import JobDesk
 from deployments.keys import KeyGate, KeyRing
+from deployments.metrics_api import ErrorCount, Gather, metrics_router
+from deployments.page_api import PAGE_PATHS, page_router
 from deployments.service import Service
+from deployments.settings import AppSettings
 from deployments.videos_api import videos_router
 from planner.plan import Plan
 
 _ERROR_STATUSES = (400, 401, 404, 405, 408, 409, 413, 416, 429, 431, 500, 503, 504)
 
 
-def build_api(service: Service, desk: JobDesk, keys: KeyRing) -> FastAPI:
-    """The ASGI app that answers for a service."""
+def build_api(service: Service, desk: JobDesk, keys: KeyRing, *, gather: Gather | None = None) -> FastAPI:
+    """The ASGI app that answers for a service; `gather` asks the other replicas for their metrics."""
     limits = service.settings.limits
     errors: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in _ERROR_STATUSES}
     app = FastAPI(
@@ -28,11 +31,16 @@ def build_api(service: Service, desk: JobDesk, keys: KeyRing) -> FastAPI:
         redirect_slashes=False,  # a redirect would repeat whatever the client sent as Host
     )
     app.add_middleware(BodyLimit, limits=limits)
-    app.add_middleware(KeyGate, keys=keys)  # added last, it comes first: nothing is read from strangers
+    # Added later is asked earlier: nothing is read from strangers, and their refusals are counted too.
+    app.add_middleware(KeyGate, keys=keys, open_paths=_open_paths(service.settings))
     app.add_middleware(HeaderCheck)
+    app.add_middleware(ErrorCount, metrics=service.metrics)
     install_error_handlers(app)
     app.include_router(images_router(service, desk, errors))
     app.include_router(videos_router(desk, limits, errors))
+    app.include_router(metrics_router(service, desk, gather))
+    if service.settings.page:
+        app.include_router(page_router())
 
     @app.get("/v1/models", responses={status: errors[status] for status in (400, 401, 431)})
     async def list_models() -> ModelList:
@@ -57,3 +65,8 @@ def build_api(service: Service, desk: JobDesk, keys: KeyRing) -> FastAPI:
         return service.plan(model)
 
     return app
+
+
+def _open_paths(settings: AppSettings) -> tuple[str, ...]:
+    metrics = ("/metrics",) if settings.open_metrics else ()
+    return (*metrics, *PAGE_PATHS) if settings.page else metrics

@@ -8,13 +8,29 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from deployments.answers import ErrorDetail, ErrorResponse
 from deployments.errors import BusyError, KeyRequiredError, RangeError, RequestError, UnavailableError
 
 logger = logging.getLogger(__name__)
+ON_ERROR = "heliograph.on_error"  # in the scope: takes the status and the code of an error answer
 _MAX_MESSAGE_CHARACTERS = 500
 _PARTS_OF_REQUEST = ("body", "query", "path", "header")
+
+
+class ErrorAnswer(JSONResponse):
+    """An error object; whoever left `ON_ERROR` in the scope hears of it when it is sent."""
+
+    def __init__(self, detail: ErrorDetail, *, status: int, headers: dict[str, str]) -> None:
+        super().__init__(ErrorResponse(error=detail).model_dump(), status_code=status, headers=headers)
+        self._code = detail.code or detail.type
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends it."""
+        if ON_ERROR in scope:
+            scope[ON_ERROR](self.status_code, self._code)
+        await super().__call__(scope, receive, send)
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -85,7 +101,7 @@ async def _on_unexpected(_: Request, error: Exception) -> JSONResponse:
 
 
 def _answer(status: int, detail: ErrorDetail, headers: dict[str, str]) -> JSONResponse:
-    return JSONResponse(ErrorResponse(error=detail).model_dump(), status_code=status, headers=headers)
+    return ErrorAnswer(detail, status=status, headers=headers)
 
 
 def _param(item: dict[str, Any]) -> str | None:

@@ -16,6 +16,7 @@ from deployments.front import Front, open_front
 from deployments.group_client import ServeGroupClient
 from deployments.http_api import build_api
 from deployments.logs import configure_logging
+from deployments.metrics_api import PeerMetrics, ReplicaMetrics
 from deployments.served_model import ServedModel
 from deployments.service import Event, MediaRequest, Service
 from deployments.settings import AppSettings
@@ -35,12 +36,14 @@ class Ingress:
 
     def __init__(self, settings: AppSettings, plans: Sequence[Plan], *groups: Any) -> None:
         configure_logging()
-        app_name = serve.get_replica_context().app_name
+        context = serve.get_replica_context()
+        self._app_name, self._replica = context.app_name, str(context.rank.rank)
+        self._deployment = context.deployment
         models = [
             ServedModel(
                 model,
                 plan,
-                ServeGroupClient(group, app_name=app_name),
+                ServeGroupClient(group, app_name=self._app_name),
                 max_queued_requests=settings.max_queued_requests,
                 max_queued_seconds=settings.max_queued_seconds,
             )
@@ -54,7 +57,10 @@ class Ingress:
         """Called by Serve once, after `__init__`, on the loop that answers requests."""
         self._front = await open_front(self._service)
         self._preparing = asyncio.create_task(self._service.prepare())
-        api = build_api(self._service, self._front.desk, self._front.keys)
+        gather = PeerMetrics(
+            serve.get_deployment_handle(self._deployment, self._app_name), self._own_metrics, self._service.metrics
+        )
+        api = build_api(self._service, self._front.desk, self._front.keys, gather=gather)
         api.add_middleware(QuietDisconnect)
         return api
 
@@ -77,6 +83,13 @@ class Ingress:
         async with aclosing(self._service.stream(request)) as events:
             async for event in events:
                 yield event
+
+    async def replica_metrics(self) -> ReplicaMetrics:
+        """What this replica counted; asked by whichever replica answers a scrape."""
+        return self._own_metrics()
+
+    def _own_metrics(self) -> ReplicaMetrics:
+        return ReplicaMetrics(self._replica, self._service.metrics.collect())
 
     async def plan(self, model: str | None = None) -> Plan:
         """What was decided before a model's groups started."""

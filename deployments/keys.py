@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -69,15 +69,21 @@ class KeyRing:
 
 
 class KeyGate:
-    """ASGI middleware: lets nothing through without a key, except what is listed as open."""
+    """ASGI middleware: lets nothing through without a key, except what is listed as open.
 
-    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+    Args:
+        keys: who is let in; everybody if there are none.
+        open_paths: paths, beyond the ones that are always open, that need no key.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, open_paths: Collection[str] = ()) -> None:
         self._app = app
         self._keys = keys
+        self._open_paths = frozenset((*_OPEN_PATHS, *open_paths))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers 401, or passes the request on with its owner."""
-        if scope["type"] == "lifespan" or self._keys.is_empty or _is_open(scope["path"]):
+        if scope["type"] == "lifespan" or self._keys.is_empty or self._is_open(scope["path"]):
             await self._app({**scope, _OWNER: _NOBODY}, receive, send)
             return
         owner = self._keys.owner_of(_bearer(scope))
@@ -87,16 +93,15 @@ class KeyGate:
             return
         await self._app({**scope, _OWNER: owner}, receive, send)
 
+    def _is_open(self, path: str) -> bool:
+        return path in self._open_paths or path.startswith(_OPEN_PREFIXES)
+
 
 def _owner(request: Request) -> str:
     return str(request.scope[_OWNER])
 
 
 Owner = Annotated[str, Depends(_owner)]
-
-
-def _is_open(path: str) -> bool:
-    return path in _OPEN_PATHS or path.startswith(_OPEN_PREFIXES)
 
 
 def _bearer(scope: Scope) -> str:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from deployments.group_client import CallStats
 from planner.actor import report_measurement
 from planner.errors import PlannerError
 from planner.measurements import Measurement, measurement_key
@@ -32,6 +33,18 @@ def make_measurement(
         gpu_peak_bytes=peaks,
         step_samples_s=(step_s,) if step_s > 0 else (),
         updated_at=clock(),
+    )
+
+
+def make_call_stats(plan: Plan, result: GenerateResult) -> CallStats:
+    """What the service's metrics show of a finished call."""
+    seam = result.seam
+    return CallStats(
+        stage_seconds=dict(result.stage_seconds),
+        gpu_peak_bytes=tuple(rank.peak_bytes for rank in result.ranks) if plan.device == "cuda" else (),
+        num_gpus=sum(bundle.get("GPU", 0) for bundle in plan.group.bundles),
+        num_frames=result.output.shape[1] if result.output_kind == "video" else 1,
+        num_serial_calls=seam.learnt_signatures + seam.local_calls + seam.uncut_signatures,
     )
 
 

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from deployments.admission import Admission
 from deployments.errors import BadRequestError, GenerationError, GroupsDiedError, RequestTimeoutError, UnavailableError
 from deployments.group_client import GeneratedMedia, GroupClient
+from deployments.metrics import RequestMeter
 from deployments.pipeline_call import check_call, check_limits
 from deployments.schemas import GenerationRequest
 from deployments.settings import Limits, ModelSettings
@@ -78,7 +79,13 @@ class ServedModel:
             )
 
     async def one(
-        self, request: GenerationRequest, *, seed: int, deadline_s: float, request_id: str | None = None
+        self,
+        request: GenerationRequest,
+        *,
+        seed: int,
+        deadline_s: float,
+        meter: RequestMeter,
+        request_id: str | None = None,
     ) -> AsyncGenerator[Progress | GeneratedMedia, None]:
         """One picture or video. When its group dies it is made again, once, elsewhere, with the same seed.
 
@@ -93,9 +100,11 @@ class ServedModel:
             try:
                 async with aclosing(events):
                     async for event in events:
+                        meter.on_event(event)
                         yield event
                 return
             except GroupDiedError as error:
+                meter.on_group_death()
                 logger.warning("request %s: attempt %d: %s", request_id, attempt, error)
             except CallError as error:
                 raise _as_request_error(error) from error

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 from deployments.answers import CompletedEvent, Health, MediaItem, MediaResponse, ModelCard, ModelList, ProgressEvent
 from deployments.errors import BadRequestError, RequestTimeoutError, UnknownModelError
 from deployments.group_client import GeneratedMedia
+from deployments.metrics import RequestMeter, ServiceMetrics
 from deployments.schemas import GenerationRequest, ImageEditRequest, ImageRequest, VideoRequest
 from deployments.served_model import ServedModel
 from deployments.settings import AppSettings
@@ -35,6 +36,9 @@ class Service:
     def __init__(self, settings: AppSettings, models: Sequence[ServedModel]) -> None:
         self.settings = settings
         self.models = {model.name: model for model in models}
+        self.metrics = ServiceMetrics()
+        for model in models:
+            self.metrics.watch(model.name, model.plan, num_wanted=model.settings.num_replicas)
 
     async def generate(self, request: MediaRequest) -> MediaResponse:
         """Makes all that is asked for.
@@ -66,11 +70,12 @@ class Service:
             yield ProgressEvent(type=_event_types(request)[0], stage="queued")
             first_seed = draw_seed() if request.seed is None else request.seed
             for index in range(request.n):
-                calls = model.one(request, seed=first_seed + index, deadline_s=deadline.left())
-                async with aclosing(_within(calls, deadline)) as events:
-                    async for event in events:
-                        ticket.note(event)
-                        yield _as_event(event, request, index)
+                with self._meter(model) as meter:
+                    calls = model.one(request, seed=first_seed + index, deadline_s=deadline.left(), meter=meter)
+                    async with aclosing(_within(calls, deadline)) as events:
+                        async for event in events:
+                            ticket.note(event)
+                            yield _as_event(event, request, index)
 
     async def run(self, request: MediaRequest, *, request_id: str) -> AsyncGenerator[Progress | GeneratedMedia, None]:
         """A job's work: as `stream`, but waits for a group as long as it takes; its time begins with its first step.
@@ -78,19 +83,14 @@ class Service:
         Raises:
             RequestError: it cannot be done; says why.
         """
-        model, timeout_s = self.check(request), self.settings.jobs.run_timeout_s
+        model = self.check(request)
         assert request.seed is not None
         with model.admission.held(model.work.work_of(request)) as ticket:
             for index in range(request.n):
-                calls = model.one(request, seed=request.seed + index, deadline_s=timeout_s, request_id=request_id)
-                async with aclosing(calls):
-                    first = await anext(calls)
-                    ticket.note(first)
-                    yield first
-                    async with aclosing(_within(calls, _Deadline(timeout_s))) as events:
-                        async for event in events:
-                            ticket.note(event)
-                            yield event
+                async with aclosing(self._run_one(model, request, request.seed + index, request_id)) as events:
+                    async for event in events:
+                        ticket.note(event)
+                        yield event
 
     async def prepare(self) -> None:
         """Learns what the groups of each model can do, each as soon as one is up."""
@@ -140,6 +140,22 @@ class Service:
     def list_models(self) -> ModelList:
         """The models served here."""
         return ModelList(data=[ModelCard(id=model.name, created=model.created) for model in self.models.values()])
+
+    async def _run_one(
+        self, model: ServedModel, request: MediaRequest, seed: int, request_id: str
+    ) -> AsyncGenerator[Progress | GeneratedMedia, None]:
+        """One picture or video of a job; the wait for its first event has no end, the rest has `run_timeout_s`."""
+        timeout_s = self.settings.jobs.run_timeout_s
+        with self._meter(model) as meter:
+            calls = model.one(request, seed=seed, deadline_s=timeout_s, request_id=request_id, meter=meter)
+            async with aclosing(calls):
+                yield await anext(calls)
+                async with aclosing(_within(calls, _Deadline(timeout_s))) as events:
+                    async for event in events:
+                        yield event
+
+    def _meter(self, model: ServedModel) -> RequestMeter:
+        return RequestMeter(self.metrics, model.name, model.plan)
 
     async def _health_of(self, model: ServedModel) -> Health:
         timeout_s = self.settings.health_timeout_s

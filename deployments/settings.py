@@ -206,6 +206,8 @@ class AppSettings(ModelSettings):
         api_keys: who may use the service; with none, everybody who reaches the port.
         api_keys_file: further keys, a line each: NAME, a space, SHA-256. On every node that runs an ingress replica.
         allow_open_port: lets HTTP listen beyond loopback without a key.
+        open_metrics: lets anybody who reaches the port read `/metrics`; else it needs a key like all else.
+        page: whether `/` shows the page. The page itself needs no key; what it asks for does.
         public_url: how clients reach the service, for URLs in answers; what they sent as Host if empty.
     """
 
@@ -223,6 +225,8 @@ class AppSettings(ModelSettings):
     api_keys: tuple[ApiKey, ...] = ()
     api_keys_file: str = ""
     allow_open_port: bool = False
+    open_metrics: bool = False
+    page: bool = True
     public_url: str = ""
 
     @model_validator(mode="after")

@@ -69,6 +69,10 @@ class JobDesk:
         self._runner.wake()
         return job
 
+    async def num_unfinished(self, model: str) -> int:
+        """Accepted jobs of a model that are neither finished nor failed."""
+        return await self._store.num_unfinished(model)
+
     async def get(self, job_id: str, *, owner: str, kind: JobKind) -> Job:
         """A job.
 
