@@ -11,8 +11,8 @@ from pathlib import Path
 from deployments.errors import LocalServiceError
 from deployments.interrupts import hold_interrupts, raise_on_termination
 
-# Unix sockets below the folder may have 107 characters; Ray appends about 60.
-_MAX_FOLDER_CHARACTERS = 45
+# Unix sockets may have 107 characters; below this folder ours, the session and the socket have up to 85 (measured).
+_MAX_FOLDER_CHARACTERS = 22
 _QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
