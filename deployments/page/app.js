@@ -121,12 +121,14 @@ function setBusy(isBusy) {
   at("running").hidden = !isBusy;
   at("error").hidden = at("error").hidden || isBusy;
   at("stage").setAttribute("aria-busy", isBusy);
-  if (isBusy) showProgress({ stage: "queued" });
+  if (!isBusy) return;
+  showProgress({ stage: "queued" });
+  at("running").scrollIntoView({ block: "nearest" }); // on a narrow screen it is below the form
 }
 
 function showError(error) {
   if (error.status === 401) {
-    askForKey(error.message);
+    askForKey(getKey() ? error.message : "");
     return;
   }
   at("error").textContent = error.message;
@@ -164,7 +166,7 @@ function show(made, button) {
   button.setAttribute("aria-current", "true");
   at("view").replaceChildren(media(made, true));
   const words = document.createElement("span");
-  words.textContent = `${made.body.prompt} · ${made.size} · seed ${made.seed} · ${seconds(made.took)}`;
+  words.textContent = `${made.body.prompt} · ${made.size.replace("x", " × ")} · seed ${made.seed} · ${seconds(made.took)}`;
   const actions = document.createElement("div");
   actions.className = "caption-actions";
   const download = document.createElement("a");
@@ -211,7 +213,7 @@ function toast(text) {
 
 function askForKey(message = "") {
   const line = at("key-message");
-  line.textContent = message || "Kept in this tab until you close it, and sent to this server only.";
+  line.textContent = message || "This server may ask for a key. It is kept in this tab until you close it, and sent to this server only.";
   line.classList.toggle("error", Boolean(message));
   at("key").value = getKey();
   if (!at("key-dialog").open) at("key-dialog").showModal();
@@ -225,6 +227,7 @@ async function checkHealth() {
   try {
     answer = await getJson("/health", { accept: [503] });
   } catch (error) {
+    if (error.status === 401) error.message = "needs an API key";
     answer = error.status === 0 ? { status: "gone", detail: "the server does not answer" } : { status: "unknown", detail: error.message };
   }
   const words = { ok: "a group is free", busy: "all groups are at work", unknown: "unknown", gone: "no connection", unavailable: "unavailable" };

@@ -1,6 +1,5 @@
 // The plan as a picture: weights by rank and component, memory through a request.
 
-const SVG = "http://www.w3.org/2000/svg";
 const NUM_COLORS = 6;
 
 export function bytes(value) {
@@ -23,10 +22,10 @@ export function showPlan(plan) {
   const at = (id) => document.getElementById(id);
   at("plan").hidden = false;
   at("plan-facts").replaceChildren(...facts(plan));
-  at("plan-weights").replaceChildren(weights(plan));
+  at("plan-weights").replaceChildren(...weights(plan));
   at("plan-legend").replaceChildren(...legend(plan));
   at("timeline-title").textContent = plan.device === "cuda" ? "Predicted GPU memory through a request" : "Predicted host memory through a request";
-  at("plan-timeline").replaceChildren(timeline(plan));
+  at("plan-timeline").replaceChildren(...timeline(plan));
   at("plan-components").replaceChildren(
     ...plan.components.map((part) =>
       row(part.name, bytes(part.payload_bytes), residency(part), part.ranks.join(", "), part.reason),
@@ -69,39 +68,23 @@ function shares(part, group) {
 }
 
 function weights(plan) {
-  const [left, width, pitch] = [64, 480, 34];
   const { group, memory } = plan;
-  const capacity = memory.gpu_capacity_bytes;
-  const peaks = memory.gpu_peak_bytes;
   const ranks = [...Array(group.num_ranks).keys()].map((rank) =>
     plan.components.filter((part) => part.ranks.includes(rank)).map((part) => [part, ...shares(part, group)]),
   );
   const totals = ranks.map((parts) => parts.reduce((sum, [, device, host]) => sum + device + host, 0));
-  const scale = (width - left - 8) / Math.max(1, ...totals, ...peaks, ...capacity);
-  const picture = svg(width, pitch * group.num_ranks + 4, `Weights of ${plan.components.length} components on ${group.num_ranks} ranks`);
-  ranks.forEach((parts, rank) => {
-    const y = rank * pitch + 4;
-    picture.append(shape("text", { x: 0, y: y + 16 }, `rank ${rank}`));
-    let x = left;
+  const most = Math.max(1, ...totals, ...memory.gpu_peak_bytes, ...memory.gpu_capacity_bytes);
+  return ranks.map((parts, rank) => {
+    const track = element("div", "", "track");
     for (const [part, device, host] of parts) {
-      for (const [amount, where] of [[device, ""], [host, "host"]]) {
-        if (!amount) continue;
-        const box = shape("rect", { x, y, width: Math.max(1, amount * scale - 1), height: 24, rx: 2, class: `${color(plan, part)} ${where}` });
-        box.append(shape("title", {}, `${part.name}: ${bytes(amount)}${where ? " in host memory" : ""}`));
-        picture.append(box);
-        x += amount * scale;
-      }
+      if (device) track.append(bar(device / most, `part ${color(plan, part)}`, `${part.name}: ${bytes(device)}`));
+      if (host) track.append(bar(host / most, `part host ${color(plan, part)}`, `${part.name}: ${bytes(host)} in host memory`));
     }
-    if (peaks[rank]) picture.append(mark(left + peaks[rank] * scale, y, "peak", `predicted peak ${bytes(peaks[rank])}`));
-    if (capacity[rank]) picture.append(mark(left + capacity[rank] * scale, y, "limit", `capacity ${bytes(capacity[rank])}`));
+    const [peak, capacity] = [memory.gpu_peak_bytes[rank], memory.gpu_capacity_bytes[rank]];
+    if (peak) track.append(mark(peak / most, "peak", `predicted peak ${bytes(peak)}`));
+    if (capacity) track.append(mark(capacity / most, "limit", `capacity ${bytes(capacity)}`));
+    return chartRow(`rank ${rank}`, [track], bytes(totals[rank]));
   });
-  return picture;
-}
-
-function mark(x, y, kind, text) {
-  const line = shape("line", { x1: x, x2: x, y1: y - 3, y2: y + 27, class: kind });
-  line.append(shape("title", {}, text));
-  return line;
 }
 
 function legend(plan) {
@@ -120,43 +103,46 @@ function legend(plan) {
 const color = (plan, part) => `c${Math.min(plan.components.indexOf(part), NUM_COLORS - 1)}`;
 
 function timeline(plan) {
-  const [width, height, floor] = [480, 190, 160];
   const moments = plan.memory.timeline;
   const values = moments.map((moment) => (plan.device === "cuda" ? moment.gpu_bytes : [moment.host_bytes]));
   const most = Math.max(1, ...values.flat());
-  const pitch = width / Math.max(1, moments.length);
-  const picture = svg(width, height, moments.map((moment, index) => `${moment.stage}: ${bytes(Math.max(...values[index]))}`).join("; "));
-  moments.forEach((moment, index) => {
-    const bar = (pitch - 16) / values[index].length;
-    values[index].forEach((value, rank) => {
-      const tall = (value / most) * (floor - 24);
-      const box = shape("rect", { x: index * pitch + 8 + rank * bar, y: floor - tall, width: Math.max(1, bar - 2), height: tall, rx: 2, class: "c1" });
-      box.append(shape("title", {}, `${moment.stage}${values[index].length > 1 ? `, rank ${rank}` : ""}: ${bytes(value)}`));
-      picture.append(box);
+  return moments.map((moment, index) => {
+    const tracks = values[index].map((value, rank) => {
+      const track = element("div", "", values[index].length > 1 ? "track thin" : "track");
+      track.append(bar(value / most, "part c1", `${moment.stage}, rank ${rank}: ${bytes(value)}`));
+      return track;
     });
-    const top = Math.max(...values[index]);
-    const middle = (index + 0.5) * pitch;
-    picture.append(shape("text", { x: middle, y: floor - (top / most) * (floor - 24) - 6, "text-anchor": "middle" }, bytes(top)));
-    picture.append(shape("text", { x: middle, y: floor + 18, "text-anchor": "middle" }, moment.stage));
+    return chartRow(moment.stage, tracks, bytes(Math.max(...values[index])));
   });
-  picture.append(shape("line", { x1: 0, x2: width, y1: floor, y2: floor, class: "axis" }));
-  return picture;
 }
 
-function svg(width, height, label) {
-  return shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
+/** One line of a chart: its name, its bars, its number. Widths are set by script: the policy forbids them in markup. */
+function chartRow(name, tracks, number) {
+  const line = element("div", "", "chart-row");
+  const middle = element("div", "");
+  middle.append(...tracks);
+  line.append(element("span", name, "name"), middle, element("span", number, "number"));
+  return line;
 }
 
-function shape(name, attributes, text = "") {
-  const node = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  node.textContent = text;
+function bar(share, kind, text) {
+  const node = element("div", "", kind);
+  node.style.width = `${share * 100}%`;
+  node.title = text;
   return node;
 }
 
-function element(name, text) {
+function mark(share, kind, text) {
+  const node = element("div", "", `mark ${kind}`);
+  node.style.insetInlineStart = `${share * 100}%`;
+  node.title = text;
+  return node;
+}
+
+function element(name, text, kind = "") {
   const node = document.createElement(name);
   node.textContent = text;
+  if (kind) node.className = kind;
   return node;
 }
 

@@ -1,0 +1,183 @@
+"""The page in a real browser, in front of a real service: `pip install heliograph[browser]` and a Chromium."""
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+
+import httpx
+import pytest
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from deployments.keys import make_key
+from tests.serve.conftest import SHAPES
+from tests.serve.processes import Command, heliograph
+
+playwright = pytest.importorskip("playwright.sync_api", reason="pip install heliograph[browser]")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here"),
+]
+KEY, KEPT = make_key("alice")
+SLOW_STEPS = "100"
+WAIT_MS = 60_000
+READ_PIXELS = """image => {
+    const canvas = document.createElement("canvas");
+    canvas.width = canvas.height = 64;
+    const context = canvas.getContext("2d");
+    context.drawImage(image, 0, 0);
+    return [...context.getImageData(0, 0, 64, 64).data];
+}"""
+
+
+class Service:
+    """A service of two ingress replicas as a process, and its address."""
+
+    def __init__(self, folder):
+        args = {
+            "checkpoint": str(SHAPES),
+            "plan": {"device": "cpu", "num_ranks": 2, "cfg_degree": 2, "cpus_per_rank": 0.5},
+            "api_keys": [KEPT.model_dump()],
+            "state": {"folder": str(folder / "state")},
+        }
+        config = folder / "config.yaml"
+        config.write_text(json.dumps({"applications": [{"import_path": "deployments.app:build_app", "args": args}]}))
+        self.command: Command = heliograph("serve", config, "--port", "0", folder=folder / "run")
+        try:
+            self.command.wait_for_line("Ctrl-C stops it", timeout_s=200)
+        except BaseException:
+            self.command.kill_all()
+            raise
+        self.url = re.search(r"http://127\.0\.0\.1:\d+", self.command.stderr)[0]
+
+    def stop(self):
+        self.command.interrupt()
+        self.command.wait(timeout_s=90)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    service = Service(tmp_path_factory.mktemp("page"))
+    yield service
+    service.command.kill_all()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium, service):
+    """The page, with a valid key; fails on what the policy refused, on script errors and requests to elsewhere."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(WAIT_MS)
+    complaints = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: "Security Policy" in message.text and complaints.append(message.text))
+    page.on("request", lambda request: request.url.startswith((service.url, "blob:")) or complaints.append(request.url))
+    page.goto(service.url)
+    give_key(page, KEY)
+    playwright.expect(page.locator("#model option")).to_have_count(1, timeout=WAIT_MS)
+    yield page
+    context.close()
+    assert not complaints
+
+
+def give_key(page, key):
+    page.get_by_label("Key", exact=True).fill(key)
+    page.get_by_label("Key", exact=True).press("Enter")
+
+
+def test_typed_prompt_becomes_a_picture_with_live_steps(page, service):
+    page.evaluate(
+        "() => { window.said = []; new MutationObserver(() => window.said.push("
+        "document.getElementById('progress-text').textContent)).observe("
+        "document.getElementById('progress-text'), {childList: true}); }"
+    )
+    page.get_by_label("Prompt").fill("a red circle on a white background")
+    page.get_by_label("Steps").fill("12")
+    page.get_by_label("Seed", exact=True).fill("7")
+    page.keyboard.press("Control+Enter")
+    picture = page.locator("#view img")
+    picture.wait_for()
+    assert picture.get_attribute("alt") == "a red circle on a white background"
+    assert picture.evaluate("async image => { await image.decode(); return image.naturalWidth; }") == 64
+    steps = [int(m[1]) for m in (re.search(r"step (\d+) of 12", text) for text in page.evaluate("window.said")) if m]
+    assert steps == sorted(steps)
+    assert len(set(steps)) > 6, "steps are seen as they are made"
+    assert "seed 7" in page.locator("#caption").inner_text()
+    assert page.locator("#gallery button").count() == 1
+    assert page.locator("#plan-weights .part").count() >= 2
+    same = httpx.post(
+        f"{service.url}/v1/images/generations",
+        json={"prompt": "a red circle on a white background", "num_inference_steps": 12, "seed": 7},
+        headers={"Authorization": f"Bearer {KEY}"},
+        timeout=60,
+    ).json()["data"][0]["b64_json"]
+    pixels = picture.evaluate(READ_PIXELS)
+    expected = Image.open(io.BytesIO(base64.b64decode(same))).convert("RGBA")
+    assert bytes(pixels) == expected.tobytes(), "the page shows what the API gives for this seed"
+
+
+def test_cancel_frees_the_group_and_says_so(page):
+    page.get_by_label("Prompt").fill("a blue square")
+    page.get_by_label("Steps").fill(SLOW_STEPS)
+    page.get_by_label("Width").fill("128")
+    page.get_by_label("Height").fill("128")
+    page.locator("#generate").click()
+    page.locator("#progress-text", has_text="step").wait_for()
+    page.keyboard.press("Escape")
+    page.get_by_text("Cancelled.").wait_for()
+    assert page.locator("#view img").count() == 0
+    page.locator("#health[data-state=ok]").wait_for()
+    assert page.locator("#generate").is_enabled()
+
+
+def test_servers_message_is_shown_as_it_is(page):
+    page.get_by_label("Prompt").fill("a blue square")
+    page.get_by_label("Steps").fill("5000")
+    page.locator("#generate").click()
+    page.locator("#error", has_text="num_inference_steps").wait_for()
+
+
+def test_wrong_key_is_asked_for_again_and_kept_for_the_tab_only(page):
+    page.get_by_role("button", name="API key").click()
+    give_key(page, "wrong")
+    page.locator("#key-message", has_text="a valid API key is needed").wait_for()
+    give_key(page, KEY)
+    page.locator("#health[data-state=ok], #health[data-state=busy]").wait_for()
+    assert page.evaluate("[sessionStorage.length, localStorage.length, document.cookie]") == [1, 0, ""]
+
+
+def test_everything_fits_a_narrow_screen(page):
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_metrics_of_all_ingress_replicas_come_from_whichever_is_asked(service):
+    for _ in range(4):
+        response = httpx.get(f"{service.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
+        assert response.status_code == 200
+        samples = [s for family in text_string_to_metric_families(response.text) for s in family.samples]
+        assert {sample.labels["replica"] for sample in samples} == {"0", "1"}
+        running = [s.value for s in samples if s.name == "heliograph_num_groups" and s.labels["state"] == "running"]
+        assert 1 in running
+
+
+def test_server_that_is_gone_is_said(page, service):
+    """The last one: it ends the service."""
+    page.get_by_label("Prompt").fill("a blue square")
+    service.stop()
+    page.locator("#generate").click()
+    page.locator("#error", has_text="The server does not answer").wait_for()
+    page.locator("#health[data-state=gone]").wait_for()
