@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import httpx
 import pytest
@@ -127,6 +129,43 @@ def test_typed_prompt_becomes_a_picture_with_live_steps(page, service):
     pixels = picture.evaluate(READ_PIXELS)
     expected = Image.open(io.BytesIO(base64.b64decode(same))).convert("RGBA")
     assert bytes(pixels) == expected.tobytes(), "the page shows what the API gives for this seed"
+
+
+def test_copied_programs_make_the_picture_again(page, tmp_path):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_label("Prompt").fill('it\'s a red circle on a "white" background')
+    page.get_by_label("Steps").fill("2")
+    page.locator("#generate").click()
+    page.locator("#view img").wait_for()
+    environment = {**os.environ, "HELIOGRAPH_KEY": KEY}
+    programs = {}
+    for language, line in (("Python", [sys.executable, "-"]), ("curl", ["bash", "-s"])):
+        page.locator("#caption").get_by_role("button", name=f"Copy as {language}").click()
+        page.get_by_text("Copied.").wait_for()
+        text = page.evaluate("navigator.clipboard.readText()")
+        assert KEY not in text
+        done = subprocess.run(
+            line, input=text.encode(), env=environment, cwd=tmp_path, capture_output=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        programs[language] = done.stdout
+    by_curl = base64.b64decode(json.loads(programs["curl"])["data"][0]["b64_json"])
+    assert (tmp_path / "picture.png").read_bytes() == by_curl
+    pixels = page.locator("#view img").evaluate(READ_PIXELS)
+    assert bytes(pixels) == Image.open(io.BytesIO(by_curl)).convert("RGBA").tobytes()
+
+
+def test_video_is_made_by_a_job_and_plays(page):
+    page.get_by_label("Prompt").fill("a blue square")
+    page.get_by_label("video", exact=True).check()
+    page.get_by_label("Frames").fill("5")
+    page.get_by_label("Steps").fill("2")
+    page.locator("#generate").click()
+    video = page.locator("#view video")
+    video.wait_for()
+    read_width = "video => new Promise(done => video.readyState ? done() : video.onloadedmetadata = done)"
+    video.evaluate(read_width)
+    assert video.evaluate("video => [video.videoWidth, video.videoHeight, video.error]") == [64, 64, None]
 
 
 def test_cancel_frees_the_group_and_says_so(page):
