@@ -15,7 +15,8 @@ export function bytes(value) {
 export function seconds(value) {
   if (value === null || value === undefined) return "unknown";
   if (value >= 90) return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
-  return `${value.toLocaleString("en", { maximumSignificantDigits: 3 })} s`;
+  const [shown, unit] = value < 0.1 ? [value * 1000, "ms"] : [value, "s"];
+  return `${shown.toLocaleString("en", { maximumSignificantDigits: 3 })} ${unit}`;
 }
 
 export function showPlan(plan) {

@@ -204,13 +204,22 @@ def test_everything_fits_a_narrow_screen(page):
 
 
 def test_metrics_of_all_ingress_replicas_come_from_whichever_is_asked(service):
+    as_alice = {"Authorization": f"Bearer {KEY}"}
+    body = {"prompt": "a red circle", "num_inference_steps": 3}
+    assert httpx.post(f"{service.url}/v1/images/generations", json=body, headers=as_alice, timeout=60).is_success
     for _ in range(4):
-        response = httpx.get(f"{service.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
+        response = httpx.get(f"{service.url}/metrics", headers=as_alice, timeout=30)
         assert response.status_code == 200
         samples = [s for family in text_string_to_metric_families(response.text) for s in family.samples]
         assert {sample.labels["replica"] for sample in samples} == {"0", "1"}
         running = [s.value for s in samples if s.name == "heliograph_num_groups" and s.labels["state"] == "running"]
         assert 1 in running
+        totals = {
+            name: sum(s.value for s in samples if s.name == f"heliograph_{name}")
+            for name in ("denoising_steps_total", "stage_time_seconds_count", "e2e_request_latency_seconds_count")
+        }
+        assert totals["denoising_steps_total"] >= 3
+        assert totals["stage_time_seconds_count"] == 3 * totals["e2e_request_latency_seconds_count"] > 0
 
 
 def test_server_that_is_gone_is_said(page, service):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deployments import measuring
-from deployments.measuring import make_measurement, report_to_planner
+from deployments.measuring import make_call_stats, make_measurement, report_to_planner
 from planner.checkpoint import read_checkpoint
 from planner.cluster import cluster_from_flags
 from planner.errors import ProfileError
@@ -45,6 +45,15 @@ def test_measurement_is_of_what_was_really_made(plan: Plan) -> None:
     picture = make_measurement(plan, result(2, 64, 96, 3), num_steps=2)
     assert picture is not None
     assert picture.key.shape == PlannedShape(width=96, height=64, num_frames=1, batch_size=2)
+
+
+def test_call_stats_are_of_this_call_and_this_group(plan: Plan, tmp_path: Path) -> None:
+    stats = make_call_stats(plan, result(1, 17, 480, 832, 3))
+    assert stats.stage_seconds == {"encode": 1.0, "denoise": 3.0, "decode": 0.5}
+    assert stats.gpu_peak_bytes == (10**9, 10**9 + 1)
+    assert (stats.num_gpus, stats.num_frames) == (2, 17)
+    on_cpu = make_call_stats(make_wan_plan(tmp_path), result(1, 64, 96, 3))
+    assert (on_cpu.gpu_peak_bytes, on_cpu.num_gpus, on_cpu.num_frames) == ((), 0, 1)
 
 
 def test_plan_made_by_hand_gives_no_measurement(tmp_path: Path) -> None:
