@@ -19,10 +19,10 @@ _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 
 
 
 class ServiceMetrics:
-    """All metrics of a service, in a registry of their own."""
+    """All metrics of a service: `registry` is of this replica, `shared` of what all replicas see alike."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry, self.shared = CollectorRegistry(), CollectorRegistry()
         self.num_running = self._gauge("num_requests_running", "pictures and videos that a group works on", "model")
         self.num_waiting = self._gauge("num_requests_waiting", "pictures and videos that wait for a group", "model")
         self.success = self._counter(
@@ -61,17 +61,17 @@ class ServiceMetrics:
         self.step_ratio = self._gauge(
             "step_time_predicted_to_measured_ratio", "of the last call that had the plan's shape and steps", "model"
         )
-        self.num_groups = self._gauge(
+        self.num_groups = self._shared(
             "num_groups", "groups by state: running, as Serve says, and wanted", "model", "state"
         )
-        self.num_jobs = self._gauge("num_jobs_unfinished", "accepted jobs in the database", "model")
+        self.num_jobs = self._shared("num_jobs_unfinished", "accepted jobs in the database", "model")
         self.replicas_left_out = self._counter("metrics_replicas_left_out", "ingress replicas that a scrape missed")
         self.http_errors = self._counter(
             "http_errors", "answers that are errors, by status and the error's code: all refusals", "status", "code"
         )
 
     def collect(self) -> list[Metric]:
-        """Everything as it stands now."""
+        """This replica's own, as it stands now."""
         return list(self.registry.collect())
 
     def watch(self, model: str, plan: Plan, *, num_wanted: int) -> None:
@@ -86,6 +86,9 @@ class ServiceMetrics:
                 self.gpu_peak_predicted.labels(model, str(rank)).set(num_bytes)
         if plan.predicted.step_s is not None:
             self.step_predicted.labels(model).set(plan.predicted.step_s)
+
+    def _shared(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"{PREFIX}_{name}", text, labels, registry=self.shared)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"{PREFIX}_{name}", text, labels, registry=self.registry)

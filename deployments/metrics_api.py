@@ -95,7 +95,9 @@ def metrics_router(service: Service, desk: JobDesk, gather: Gather | None) -> AP
         await _refresh(service, desk)
         replicas = [ReplicaMetrics("0", service.metrics.collect())] if gather is None else await gather()
         merged = merge((one.replica, one.metrics) for one in replicas)
-        return Response(generate_latest(_Collected(merged)), media_type=CONTENT_TYPE_LATEST)
+        return Response(
+            generate_latest(_Collected([*merged, *service.metrics.shared.collect()])), media_type=CONTENT_TYPE_LATEST
+        )
 
     return router
 

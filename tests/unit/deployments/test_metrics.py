@@ -204,7 +204,8 @@ async def test_replica_that_does_not_answer_is_counted_and_ones_own_stays(answer
 
 def test_dashboard_asks_for_metrics_that_exist():
     known = set()
-    for family in ServiceMetrics().registry.collect():
+    metrics = ServiceMetrics()
+    for family in (*metrics.registry.collect(), *metrics.shared.collect()):
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
         known.update(family.name + suffix for suffix in suffixes)
     panels = json.loads(DASHBOARD.read_text())["panels"]
