@@ -38,7 +38,7 @@ def build_api(service: Service, desk: JobDesk, keys: KeyRing, *, gather: Gather 
     install_error_handlers(app)
     app.include_router(images_router(service, desk, errors))
     app.include_router(videos_router(desk, limits, errors))
-    app.include_router(metrics_router(service, desk, gather))
+    app.include_router(metrics_router(service, desk, gather), responses={s: errors[s] for s in (400, 401, 431)})
     if service.settings.page:
         app.include_router(page_router())
 

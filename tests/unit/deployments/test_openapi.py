@@ -31,7 +31,7 @@ _OPERATIONS = (
     "DELETE /v1/images/jobs/{image_id}", "POST /v1/images/jobs/{image_id}/cancel", "GET /results/{name}",
     "POST /v1/videos", "GET /v1/videos", "GET /v1/videos/{video_id}", "DELETE /v1/videos/{video_id}",
     "POST /v1/videos/{video_id}/cancel", "GET /v1/videos/{video_id}/content", "GET /v1/models", "GET /live",
-    "GET /health", "GET /plan",
+    "GET /health", "GET /plan", "GET /metrics",
 )  # fmt: skip
 
 # Those whose input can be wrong: any text is an id.
