@@ -27,6 +27,7 @@ async def client(tmp_path):
 @pytest.mark.parametrize(
     "header",
     [None, "", "Bearer", "Bearer ", "Bearer wrong", f"Basic {ALICE}", ALICE, f"Bearer {ALICE_KEPT.sha256}", "Bearer é"],
+    ids=["none", "empty", "no key", "blank key", "wrong", "Basic", "no scheme", "hash", "not ASCII"],  # keys are random
 )
 async def test_every_route_but_live_needs_a_key(client, header):
     headers = {} if header is None else {"Authorization": header.encode()}
@@ -78,7 +79,11 @@ def test_keys_come_from_the_settings_and_a_file(tmp_path):
     assert [keys.owner_of(key) for key in (ALICE, BOB, "other", "")] == ["alice", "bob", None, None]
 
 
-@pytest.mark.parametrize("content", ["", "bob", f"bob {BOB}", "bob " + "g" * 64, f"alice {BOB_KEPT.sha256}"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "bob", f"bob {BOB}", "bob " + "g" * 64, f"alice {BOB_KEPT.sha256}"],
+    ids=["empty", "name alone", "key itself", "no hash", "name twice"],
+)
 def test_file_that_would_let_nobody_or_the_wrong_in_is_refused(tmp_path, content):
     file = tmp_path / "keys"
     file.write_text(content)
