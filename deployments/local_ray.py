@@ -11,8 +11,12 @@ from pathlib import Path
 from deployments.errors import LocalServiceError
 from deployments.interrupts import hold_interrupts, raise_on_termination
 
+logger = logging.getLogger(__name__)
+
 # Unix sockets may have 107 characters; below this folder ours, the session and the socket have up to 85 (measured).
 _MAX_FOLDER_CHARACTERS = 22
+_NUM_START_ATTEMPTS = 2
+_TOO_SLOW = "timed out during startup"
 _QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -65,20 +69,26 @@ def tail_of_logs(logs: Path, *, num_lines: int = 30) -> str:
 
 
 def _start(folder: Path, num_cpus: float, num_gpus: int | None, include_dashboard: bool) -> None:
+    """Ray gives its own processes 30 s to come up, which a busy machine may exceed: then they are started once more."""
     import ray
 
-    try:
-        ray.init(
-            address="local",
-            num_cpus=max(1, int(num_cpus)),
-            num_gpus=num_gpus,
-            include_dashboard=include_dashboard,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(folder),
-        )
-    except Exception as error:  # Ray raises anything here; whatever it is, nothing of it may stay
-        raise LocalServiceError(f"Ray does not start on this machine: {error}") from error
+    for attempt in range(1, _NUM_START_ATTEMPTS + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(1, int(num_cpus)),
+                num_gpus=num_gpus,
+                include_dashboard=include_dashboard,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder),
+            )
+            return
+        except Exception as error:  # Ray raises anything here; whatever it is, nothing of it may stay
+            if attempt == _NUM_START_ATTEMPTS or _TOO_SLOW not in str(error):
+                raise LocalServiceError(f"Ray does not start on this machine: {error}") from error
+            logger.warning("Ray's processes did not come up in time: they are started once more")
+            ray.shutdown()
 
 
 def _base_folder() -> str:
