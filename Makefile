@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 
-.PHONY: setup demo test test-all check bench serve lint unit
+.PHONY: setup demo test test-all check bench chaos serve lint unit
 
 setup: $(STAMP)
 
@@ -39,3 +39,6 @@ test-all: setup  ## every matrix in full
 bench: setup  ## what can be measured without a GPU; figures are kept in benchmarks/results
 	$(RUN) -m benchmarks.seam_cost
 	$(RUN) -m benchmarks.cfg_on_cpu
+
+chaos: setup  ## kills, stops and overloads the parts of a service; goes on where the ledger ends
+	$(RUN) -m benchmarks.chaos

@@ -10,7 +10,9 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
+from deployments.autoscaling import WaitingWorkPolicy
 from deployments.exposure import check_exposure, running_http_host
 from deployments.group import GroupDeployment
 from deployments.ingress import Ingress
@@ -27,6 +29,9 @@ _ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 _STOP_MARGIN_S = 10.0
 _NUM_PLANNER_ATTEMPTS = 5
 _PLANNER_PAUSE_S = 0.5
+# What a request costs on a GPU of unknown speed, until the first group has reported.
+_UNKNOWN_REQUEST_S = 10.0
+_LOOK_BACK_S = 10.0
 _HEALTH_CHECK_PERIOD_S = 2.0
 _HEALTH_CHECK_TIMEOUT_S = 15.0
 
@@ -64,7 +69,7 @@ def _bind_group(settings: AppSettings, model: ModelSettings, plan: Plan) -> Any:
     coordinator, *_ = plan.group.bundles
     deployment = serve.deployment(GroupDeployment).options(
         name=_group_name(settings, model),
-        num_replicas=model.num_replicas,
+        **_replicas(model, plan),
         ray_actor_options={"num_cpus": coordinator.get("CPU", 0)},
         placement_group_bundles=[dict(bundle) for bundle in plan.group.bundles],
         placement_group_strategy=plan.group.strategy,
@@ -75,6 +80,27 @@ def _bind_group(settings: AppSettings, model: ModelSettings, plan: Plan) -> Any:
         graceful_shutdown_timeout_s=settings.request_timeout_s + _STOP_MARGIN_S,
     )
     return deployment.bind(model, plan)
+
+
+def _replicas(model: ModelSettings, plan: Plan) -> dict[str, Any]:
+    """A fixed number of groups, or Serve's configuration to have our policy say it."""
+    if model.autoscaling is None:
+        return {"num_replicas": model.num_replicas}
+    scaling = model.autoscaling.model_dump()
+    cost = (plan.predicted.request_s or _UNKNOWN_REQUEST_S) * plan.group.num_ranks
+    policy = AutoscalingPolicy(
+        policy_function=WaitingWorkPolicy, policy_kwargs={"default_gpu_seconds": cost, **scaling}
+    )
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=scaling["min_replicas"],
+            max_replicas=scaling["max_replicas"],
+            look_back_period_s=_LOOK_BACK_S,
+            upscale_delay_s=0.0,  # the policy has delays of its own
+            downscale_delay_s=0.0,
+            policy=policy,
+        )
+    }
 
 
 def _group_name(settings: AppSettings, model: ModelSettings) -> str:

@@ -12,11 +12,12 @@
         ├── ConflictError              409: the idempotency key was used for another request
         ├── BodyTooLargeError          413: the body is above the limit
         ├── RangeError                 416: nothing of the range is in the file; says how long the file is
+        ├── PoisonedRequestError       422: several groups died while they worked on it
         ├── BusyError                  429: the queue is full; says when to come back
         ├── HeadersTooLargeError       431: the headers are above the limit
         ├── GenerationError            500: the request was fine, the work failed
         ├── UnavailableError           503: no group can take the request now
-        │   └── GroupsDiedError            503: the group died under it, and so did the next one
+        │   └── GroupsDiedError            503: the groups that tried it died, one after the other
         └── RequestTimeoutError        504: it took longer than the service allows
 
 All of them pickle: their constructor's arguments are their `args`.
@@ -142,6 +143,14 @@ class UnknownModelError(RequestError):
     default_code = "model_not_found"
 
 
+class PoisonedRequestError(RequestError):
+    """Groups die of this request: it is refused, so that they stay up for others."""
+
+    status = 422
+    error_type = "invalid_request_error"
+    default_code = "request_kills_groups"
+
+
 class BusyError(RequestError):
     """The queue is full."""
 
@@ -172,7 +181,7 @@ class UnavailableError(RequestError):
 
 
 class GroupsDiedError(UnavailableError):
-    """The group died under the request, and so did the one that tried it again."""
+    """Every group that tried the request died, not always by its doing."""
 
     default_code = "unavailable"
 

@@ -48,7 +48,7 @@ async def open_front(service: Service) -> Front:
         storage,
         lambda request, request_id: service.run(request, request_id=request_id),
         models=list(service.models),
-        num_slots=settings.jobs.num_slots or sum(model.num_replicas for model in settings.served_models),
+        num_slots=settings.jobs.num_slots or sum(model.max_groups for model in settings.served_models),
         settings=settings.jobs,
     )
     runner.start()

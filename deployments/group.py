@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, NoReturn
 
+from deployments.autoscaling import COST_METRIC
 from deployments.detached import detached
 from deployments.group_client import GeneratedMedia
 from deployments.logs import configure_logging
@@ -21,11 +22,13 @@ from deployments.settings import ModelSettings
 from deployments.warm_up import MAX_CALLS_A_SHAPE, WARM_UP_STEPS, warm_up_requests
 from planner.plan import Plan
 from planner.profiles import configured_folder
+from workers.call_pace import CallDeadlines
 from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progress
 from workers.errors import GroupDiedError
 from workers.group import WorkerGroup
 
 logger = logging.getLogger(__name__)
+_SMOOTHING = 0.2
 _FIRST_RANK_BUNDLE = 1  # bundle 0 of the replica's placement group is the coordinator's own
 
 
@@ -41,9 +44,14 @@ class GroupDeployment:
         configure_logging()
         self._plan = plan
         self._seam_metrics = SeamMetrics()
+        self._gpu_seconds_a_request: float | None = None
         self._profiles = configured_folder(settings.profiles)
         self._group = WorkerGroup.start(
-            plan, first_bundle=_FIRST_RANK_BUNDLE, on_load=logger.info, timeout_s=settings.start_timeout_s
+            plan,
+            first_bundle=_FIRST_RANK_BUNDLE,
+            on_load=logger.info,
+            timeout_s=settings.start_timeout_s,
+            deadlines=CallDeadlines(factor=settings.step_deadline_factor, floor_s=settings.step_deadline_floor_s),
         )
         try:
             for request in warm_up_requests(settings.warm_up, plan.defaults, self._group.describe()):
@@ -87,11 +95,16 @@ class GroupDeployment:
                 async for event in events:
                     if isinstance(event, GenerateResult):
                         self._seam_metrics.record(event.seam)
+                        self._learn_cost(event)
                         yield await asyncio.to_thread(_encode, event, request, self._plan)
                     else:
                         yield event
         except GroupDiedError as error:
             self._end(error)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve every few seconds; the scaling policy weighs waiting requests by it."""
+        return {COST_METRIC: self._gpu_seconds_a_request or 0.0}
 
     async def cancel(self, request_id: str) -> None:
         """Ends a call at its next denoiser call, if it runs or waits here; called on all groups at once."""
@@ -144,6 +157,11 @@ class GroupDeployment:
                 break
             result = self._group.generate(GenerateCall(arguments, seed=0))
         return None if result is first else result
+
+    def _learn_cost(self, result: GenerateResult) -> None:
+        cost = sum(result.stage_seconds.values()) * len(result.ranks)
+        known = cost if self._gpu_seconds_a_request is None else self._gpu_seconds_a_request
+        self._gpu_seconds_a_request = known + _SMOOTHING * (cost - known)
 
     def _end(self, error: GroupDiedError) -> NoReturn:
         """Ends every rank and this process: Serve starts a new group, the ingress sends the request elsewhere."""

@@ -11,15 +11,23 @@ from deployments.errors import BadRequestError, GenerationError, GroupsDiedError
 from deployments.group_client import GeneratedMedia, GroupClient
 from deployments.metrics import RequestMeter
 from deployments.pipeline_call import check_call, check_limits
+from deployments.poison import PoisonMemory, fingerprint
 from deployments.schemas import GenerationRequest
 from deployments.settings import Limits, ModelSettings
 from deployments.work import WorkModel, check_planned_shape
 from planner.plan import Plan
 from workers.calls import GroupDescription, Progress
-from workers.errors import CallCancelledError, CallError, DeadlineExceededError, GroupDiedError, InvalidCallError
+from workers.errors import (
+    CallCancelledError,
+    CallError,
+    CallOutOfMemoryError,
+    DeadlineExceededError,
+    GroupDiedError,
+    InvalidCallError,
+)
 
 logger = logging.getLogger(__name__)
-_NUM_ATTEMPTS = 2
+_NUM_ATTEMPTS = 3
 
 
 class ServedModel:
@@ -50,8 +58,9 @@ class ServedModel:
             self.work,
             max_requests=max_queued_requests,
             max_seconds=max_queued_seconds,
-            num_servers=settings.num_replicas,
+            num_servers=settings.max_groups,
         )
+        self._poison = PoisonMemory()
         self.created = int(time.time())
         self._description: GroupDescription | None = None
 
@@ -59,6 +68,11 @@ class ServedModel:
     def name(self) -> str:
         """What clients pass as `model`."""
         return self.settings.served_name
+
+    @property
+    def may_be_down(self) -> bool:
+        """Whether it is normal that no group is up."""
+        return self.settings.autoscaling is not None and self.settings.autoscaling.min_replicas == 0
 
     async def prepare(self) -> None:
         """Learns what the groups can do as soon as one is up, so that wrong requests are refused without queueing."""
@@ -87,28 +101,38 @@ class ServedModel:
         meter: RequestMeter,
         request_id: str | None = None,
     ) -> AsyncGenerator[Progress | GeneratedMedia, None]:
-        """One picture or video. When its group dies it is made again, once, elsewhere, with the same seed.
+        """One picture or video. When its group dies it is made again elsewhere, with the same seed, up to three tries.
+
+        Only deaths after its first event are laid at its door: before it, it waited behind somebody else's request.
 
         Raises:
             RequestError: it cannot be done; says why.
         """
         request_id = request_id or uuid.uuid4().hex
+        name = fingerprint(request, seed=seed)
         end = time.monotonic() + deadline_s
         for attempt in range(1, _NUM_ATTEMPTS + 1):
+            self._poison.check(name)
             left_s = max(end - time.monotonic(), 0.001)
             events = self.group.stream(request, seed=seed, request_id=request_id, deadline_s=left_s)
+            has_begun = False
             try:
                 async with aclosing(events):
                     async for event in events:
+                        has_begun = True
                         meter.on_event(event)
                         yield event
+                self._poison.clear(name)
                 return
             except GroupDiedError as error:
                 meter.on_group_death()
                 logger.warning("request %s: attempt %d: %s", request_id, attempt, error)
+                if has_begun:
+                    self._poison.add_death(name)
             except CallError as error:
                 raise _as_request_error(error) from error
-        raise GroupsDiedError("the group died under the request, and so did the next one")
+        self._poison.check(name)
+        raise GroupsDiedError(f"{_NUM_ATTEMPTS} groups died, one after the other, with this request on them")
 
 
 def _as_request_error(error: CallError) -> Exception:
@@ -118,4 +142,6 @@ def _as_request_error(error: CallError) -> Exception:
         return RequestTimeoutError(str(error))
     if isinstance(error, CallCancelledError):
         return UnavailableError("the request was cancelled by the service: send it again")
+    if isinstance(error, CallOutOfMemoryError):
+        return GenerationError(f"{error}; ask for fewer pixels or frames", None, "out_of_memory")
     return GenerationError(str(error))

@@ -162,6 +162,8 @@ class Service:
         try:
             async with asyncio.timeout(2 * timeout_s):
                 if await model.group.num_running() == 0:
+                    if model.may_be_down:
+                        return Health(status="busy", detail="no group is up: the next request starts one")
                     return Health(status="unavailable", detail="no group is up yet")
                 probe = await model.group.probe(timeout_s=timeout_s)
         except TimeoutError:

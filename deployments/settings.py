@@ -3,7 +3,7 @@
 import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -56,6 +56,33 @@ class WarmUpShape(_Settings):
         return value
 
 
+class AutoscalingSettings(_Settings):
+    """How many groups a model has, by the work that waits for them.
+
+    Attributes:
+        min_replicas: groups that are always there; 0 lets the last one go, and the next request waits for a start.
+        max_replicas: never more groups than this.
+        target_gpu_seconds: GPU-seconds that may wait before one more group is wanted; a group of n GPUs works off n of
+            them a second.
+        up_delay_s: how long more groups must be wanted before they are started.
+        down_delay_s: how long fewer must suffice before the others end; a start's time is a good choice.
+        to_zero_delay_s: how long there must be nothing to do before the last group ends.
+    """
+
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(ge=1)
+    target_gpu_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    up_delay_s: float = Field(default=10.0, ge=0, allow_inf_nan=False)
+    down_delay_s: float = Field(default=300.0, ge=0, le=86400, allow_inf_nan=False)
+    to_zero_delay_s: float = Field(default=900.0, ge=0, le=86400, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> "AutoscalingSettings":
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas is {self.min_replicas}, more than max_replicas, {self.max_replicas}")
+        return self
+
+
 class ModelSettings(_Settings):
     """One model and its groups.
 
@@ -65,9 +92,13 @@ class ModelSettings(_Settings):
         name: what clients pass as `model`; the folder's name if empty.
         plan: wishes to the planner; anything left out is decided by it.
         num_replicas: groups, each one copy of the model.
+        autoscaling: instead of `num_replicas`, as many groups as the waiting work needs.
         max_ongoing_requests: calls a group takes at once; one runs, the others wait beside it. Keep it small: what
             waits at a group cannot move to another.
         start_timeout_s: for starting a group, weights included.
+        step_deadline_factor: a call of a denoiser (or an encoder) that takes this many times what the slowest of its
+            shape took lately, or what the plan predicts for a step, has hung: the group ends and is replaced.
+        step_deadline_floor_s: no call gets less time than this.
         warm_up: shapes that each group runs before it serves; without any, the checkpoint's default picture and video.
         profiles: folder or URL of calibration profiles, the same for every node; without it `HELIOGRAPH_PROFILES`,
             else none are kept.
@@ -80,8 +111,11 @@ class ModelSettings(_Settings):
     name: str = Field(default="", max_length=200)
     plan: PlanRequest = Field(default_factory=PlanRequest)
     num_replicas: int = Field(default=1, ge=1)
+    autoscaling: AutoscalingSettings | None = None
     max_ongoing_requests: int = Field(default=2, ge=1)
     start_timeout_s: float = Field(default=1800.0, gt=0, allow_inf_nan=False)
+    step_deadline_factor: float = Field(default=20.0, gt=1, allow_inf_nan=False)
+    step_deadline_floor_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     warm_up: tuple[WarmUpShape, ...] = Field(default=(), max_length=32)
     profiles: str | None = Field(default=None, min_length=1, max_length=1000)
     beyond_plan: Literal["refuse", "try"] = "refuse"
@@ -108,6 +142,17 @@ class ModelSettings(_Settings):
             if name in _OWN_ARGUMENTS or name.startswith("callback"):
                 raise ValueError(f"{name!r} cannot be given to clients: the service sets it")
         return value
+
+    @model_validator(mode="after")
+    def _replicas_are_said_once(self) -> Self:
+        if self.autoscaling is not None and "num_replicas" in self.model_fields_set:
+            raise ValueError("num_replicas: with autoscaling, say min_replicas and max_replicas there")
+        return self
+
+    @property
+    def max_groups(self) -> int:
+        """Groups that there may be at once."""
+        return self.num_replicas if self.autoscaling is None else self.autoscaling.max_replicas
 
     @property
     def served_name(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from workers.call_pace import CallDeadlines, CallPace
 from workers.component_call import LocalComponent
 from workers.components import RankComponents
 from workers.follower import follow
@@ -48,7 +49,7 @@ def lanes_of_threads(
         LaneLayout(num_ranks=num_lanes, num_lanes=num_lanes),
         local={name: LocalComponent.wrap(name, module, is_denoiser=True) for name, module in modules.items()},
         links={rank: Link(wire, TensorRoute(CPU, None, rank), SentTensors()) for rank, wire in wires.items()},
-        call_timeout_s=timeout_s,
+        pace=CallPace(CallDeadlines(floor_s=timeout_s, first_s=timeout_s)),
     )
     try:
         yield lanes

@@ -62,6 +62,12 @@ class ComponentCall:
         return f"{self.component}:{self.flat.structure.name}"
 
     @property
+    def kind(self) -> tuple[Any, ...]:
+        """What decides about how long the call takes: component and shapes."""
+        values = (*self.args, *self.kwargs.values()) if self.flat is None else self.flat.tensors
+        return self.component, *(value.shape for value in values if isinstance(value, torch.Tensor))
+
+    @property
     def num_rows(self) -> int:
         return num_batch_rows(self.args, self.kwargs)
 

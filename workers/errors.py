@@ -5,6 +5,7 @@
     ├── GroupDiedError           a rank died or hung; the group cannot be used any more
     ├── CallError                this call failed, the group is clean and takes the next one
     │   ├── InvalidCallError         the pipeline refuses the arguments
+    │   ├── CallOutOfMemoryError     it needs more memory than there is
     │   ├── CallCancelledError       somebody cancelled it
     │   └── DeadlineExceededError    it took longer than its deadline
     └── LoadError                a component cannot be loaded
@@ -31,6 +32,10 @@ class CallError(WorkerError):
 
 class InvalidCallError(CallError):
     """The pipeline refuses the arguments."""
+
+
+class CallOutOfMemoryError(CallError):
+    """The call needs more memory than there is, on some rank; what it held is free again."""
 
 
 class CallCancelledError(CallError):

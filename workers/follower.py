@@ -11,6 +11,7 @@ from workers.component_call import CacheContext, ComponentCall, LocalComponent, 
 from workers.encoding import decode_tree, flatten
 from workers.lanes import describe_error
 from workers.link import Link, Received
+from workers.out_of_memory import free_memory_of, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 SEND_TIMEOUT_S = 600.0
@@ -71,4 +72,6 @@ def _run_call(link: Link, message: Received, components: Mapping[str, LocalCompo
     except Exception as error:  # whatever a model raises is the call's answer, not this rank's end
         logger.warning("call %d of %s failed: %s", call_id, name, type(error).__name__)
         reply, output = describe_error(error, component=name, call_id=call_id), None
+        if is_out_of_memory(error):
+            free_memory_of(error)
     link.send(reply, output, timeout_s=SEND_TIMEOUT_S)

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from planner.kinds import runs_every_step
 from planner.plan import Plan, Residency
+from workers.call_pace import CallDeadlines
 from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progress
 from workers.errors import GroupDiedError, GroupStartError, WorkerError
 from workers.rank_actor import RankActor
@@ -47,6 +48,7 @@ class WorkerGroup:
         first_bundle: int | None = None,
         on_load: Callable[[str], None] | None = None,
         timeout_s: float = 600.0,
+        deadlines: CallDeadlines | None = None,
     ) -> "WorkerGroup":
         """Starts all ranks, forms the process group and loads the components; returns when calls can be made.
 
@@ -56,6 +58,7 @@ class WorkerGroup:
                 placement group for this group alone.
             on_load: told one line for each component that is in place.
             timeout_s: for the whole start.
+            deadlines: how long calls may take before a rank counts as hung.
 
         Raises:
             GroupStartError: it did not come up; everything that was started is gone again.
@@ -69,7 +72,8 @@ class WorkerGroup:
             group._join(deadline)
             load_seconds, bytes_read = group._load(on_load or _ignore, deadline)
             group._follow_refs = [rank.follow.remote() for rank in group._ranks[1:]]
-            group._description = _get(group._ranks[0].lead.remote(load_seconds, bytes_read), deadline.left())
+            lead = group._ranks[0].lead.remote(load_seconds, bytes_read, deadlines or CallDeadlines())
+            group._description = _get(lead, deadline.left())
         except BaseException as error:
             group.shutdown(timeout_s=2.0)
             if not isinstance(error, Exception):

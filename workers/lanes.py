@@ -6,14 +6,17 @@ import select
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from workers.call_pace import CallDeadlines, CallPace
 from workers.call_watch import CallWatch
 from workers.component_call import ComponentCall, LocalComponent
 from workers.encoding import UnencodableError, flatten
-from workers.errors import CallCancelledError, CallError, DeadlineExceededError, GroupDiedError
+from workers.errors import CallCancelledError, CallError, CallOutOfMemoryError, DeadlineExceededError, GroupDiedError
 from workers.link import Link, Received
+from workers.out_of_memory import is_out_of_memory
 from workers.wire import Wire
 
 FAILURE_GRACE_S = 30.0
@@ -62,7 +65,7 @@ class Lanes:
         layout: ranks and lanes.
         local: the leader's own components by name.
         links: one link a follower, by world rank.
-        call_timeout_s: deadline of one call on a follower; a miss is a dead group.
+        pace: says each call's deadline, on the leader and on followers; a miss is a dead group.
         failure_grace_s: where ranks meet in collectives, how long after one of them failed the others may take to end
             the call as well. Those that fail for the same reason do so at once; those that wait for the one that
             failed never do, and the group is dead.
@@ -75,16 +78,16 @@ class Lanes:
         *,
         local: Mapping[str, LocalComponent],
         links: Mapping[int, Link],
-        call_timeout_s: float = 600.0,
+        pace: CallPace | None = None,
         failure_grace_s: float = FAILURE_GRACE_S,
         on_death: Callable[[GroupDiedError], None] = lambda _: None,
     ) -> None:
         self.layout = layout
         self.local = local
         self._links = links
-        self._call_timeout_s = call_timeout_s
+        self._pace = pace or CallPace(CallDeadlines())
         self._failure_grace_s = failure_grace_s
-        self._watch = CallWatch(timeout_s=call_timeout_s, failure_grace_s=failure_grace_s, on_death=on_death)
+        self._watch = CallWatch(failure_grace_s=failure_grace_s, on_death=on_death)
         self._next_id = 0
 
     @property
@@ -98,19 +101,24 @@ class Lanes:
         again), `GroupDiedError` if a rank is gone.
         """
         assert 1 <= len(calls) <= self.num_lanes
-        involved = self._send(calls)
+        kinds = {call.kind for call in calls if call is not None}
+        timeout_s = max(self._pace.deadline_s(kind) for kind in kinds)
+        start = time.monotonic()
+        involved = self._send(calls, timeout_s=timeout_s)
         error: Exception | None = None
         result = None
-        with self._watch.during(self._wires(involved)):
+        with self._watch.during(self._wires(involved), timeout_s=timeout_s):
             try:
                 if calls[0] is not None:
                     result = self.local[calls[0].component].run(calls[0])
             except Exception as caught:  # followers' answers are read before anything is raised
                 error = caught
         results = [result, *([None] * (len(calls) - 1))]
-        error = self._collect_all(involved, results, error)
+        error = self._collect_all(involved, results, error, end=start + timeout_s)
         if error is not None:
             raise error
+        for kind in kinds:
+            self._pace.add(kind, time.monotonic() - start)
         return results
 
     def run_at(self, world_rank: int, call: ComponentCall) -> Any:
@@ -119,17 +127,23 @@ class Lanes:
         Raises as `run` does.
         """
         self._next_id += 1
-        self._send_one(world_rank, call, wants="result")
+        timeout_s, start = self._pace.deadline_s(call.kind), time.monotonic()
+        self._send_one(world_rank, call, wants="result", timeout_s=timeout_s)
         results: list[Any] = [None] * self.num_lanes
-        self._collect(world_rank, results)
+        self._collect(world_rank, results, timeout_s=timeout_s)
+        self._pace.add(call.kind, time.monotonic() - start)
         return results[self.layout.lane_of(world_rank)]
+
+    def during_request(self, deadline_s: float | None) -> AbstractContextManager[None]:
+        """Around a request: one that is not over long after its own deadline has hung, wherever that is."""
+        return self._watch.during_request(None if deadline_s is None else deadline_s + self._pace.floor_s)
 
     def start_request(self) -> None:
         """Followers forget the last request's tensors and start to count anew."""
         for local in self.local.values():
             local.start_request()
         for link in self._links.values():
-            link.send({"op": "start"}, timeout_s=self._call_timeout_s)
+            link.send({"op": "start"}, timeout_s=self._pace.floor_s)
             link.forget()
 
     def configure(self, component: str, config: dict[str, Any]) -> None:
@@ -143,14 +157,14 @@ class Lanes:
         except UnencodableError as error:
             raise CallError(f"{component}: its new configuration stays on the leader: {error}") from error
         for link in self._links.values():
-            link.send({"op": "configure", "component": component}, entries, timeout_s=self._call_timeout_s)
+            link.send({"op": "configure", "component": component}, entries, timeout_s=self._pace.floor_s)
 
     def stats(self) -> dict[int, dict[str, int]]:
         """Counts of each follower since `start_request`, by world rank."""
         counts = {}
         for world_rank, link in self._links.items():
-            link.send({"op": "stats"}, timeout_s=self._call_timeout_s)
-            header = self._receive(world_rank).header
+            link.send({"op": "stats"}, timeout_s=self._pace.floor_s)
+            header = self._receive(world_rank, timeout_s=self._pace.floor_s).header
             if header["op"] != "stats":
                 raise self._out_of_step(world_rank, header)
             counts[world_rank] = dict(header["stats"])
@@ -164,7 +178,7 @@ class Lanes:
                 link.send({"op": "bye"}, timeout_s=1.0)
             link.wire.close()
 
-    def _send(self, calls: Sequence[ComponentCall | None]) -> list[int]:
+    def _send(self, calls: Sequence[ComponentCall | None], *, timeout_s: float) -> list[int]:
         """Sends each lane's call to its followers; returns the followers that will answer."""
         self._next_id += 1
         involved = []
@@ -176,11 +190,11 @@ class Lanes:
             call = calls[0] if is_dummy else calls[lane]
             assert call is not None, "only the leader's lane, where it is one rank, can be spared"
             wants = "nothing" if is_dummy else ("result" if self.layout.answers(world_rank) else "done")
-            self._send_one(world_rank, call, wants=wants)
+            self._send_one(world_rank, call, wants=wants, timeout_s=timeout_s)
             involved.append(world_rank)
         return involved
 
-    def _send_one(self, world_rank: int, call: ComponentCall, *, wants: str) -> None:
+    def _send_one(self, world_rank: int, call: ComponentCall, *, wants: str, timeout_s: float) -> None:
         header = {
             "op": "call",
             "id": self._next_id,
@@ -188,19 +202,21 @@ class Lanes:
             "context": call.context_tree,
             "wants": wants,
         }
-        self._links[world_rank].send(header, call.flat, timeout_s=self._call_timeout_s)
+        self._links[world_rank].send(header, call.flat, timeout_s=timeout_s)
 
     def _wires(self, involved: Sequence[int]) -> dict[int, Wire]:
         """Connections to watch while the leader is inside a call: those of the ranks that it meets in it."""
         return {rank: self._links[rank].wire for rank in involved if self.layout.meets(0, rank)}
 
-    def _collect_all(self, involved: Sequence[int], results: list[Any], error: Exception | None) -> Exception | None:
-        """Takes the answers as they come; returns the first error of all ranks, the leader's before others'.
+    def _collect_all(
+        self, involved: Sequence[int], results: list[Any], error: Exception | None, *, end: float
+    ) -> Exception | None:
+        """Takes the answers as they come until `end`; returns the first error, the leader's before others'.
 
         The ranks that one that failed would have met get `failure_grace_s` from then on, all others the whole time.
         """
         start = time.monotonic()
-        deadlines = dict.fromkeys(involved, start + self._call_timeout_s)
+        deadlines = dict.fromkeys(involved, end)
         if error is not None:
             self._hasten(deadlines, failed_rank=0)
         while deadlines:
@@ -213,7 +229,7 @@ class Lanes:
             for world_rank in ready:
                 del deadlines[world_rank]
                 try:
-                    self._collect(world_rank, results)
+                    self._collect(world_rank, results, timeout_s=max(end - time.monotonic(), self._pace.floor_s))
                 except CallError as caught:
                     error = error or caught
                     self._hasten(deadlines, failed_rank=world_rank)
@@ -234,23 +250,24 @@ class Lanes:
         left_s = max(min(deadlines.values()) - time.monotonic(), 0.0)
         return [by_descriptor[descriptor] for descriptor, _ in poll.poll(math.ceil(left_s * 1000))]
 
-    def _collect(self, world_rank: int, results: list[Any]) -> None:
-        reply = self._receive(world_rank)
+    def _collect(self, world_rank: int, results: list[Any], *, timeout_s: float) -> None:
+        reply = self._receive(world_rank, timeout_s=timeout_s)
         header = reply.header
         if header.get("id") != self._next_id:
             raise self._out_of_step(world_rank, header)
         if header["op"] == "error":
             if header["type"] in _STOPPED:
                 raise _STOPPED[header["type"]](header["message"])
-            raise CallError(
+            kind = CallOutOfMemoryError if header["is_out_of_memory"] else CallError
+            raise kind(
                 f"{header['type']} in {header['component']} on rank {world_rank}: {header['message']}\n"
                 f"{header['traceback']}"
             )
         if header["op"] == "result":
             results[self.layout.lane_of(world_rank)] = reply.value
 
-    def _receive(self, world_rank: int) -> Received:
-        return self._links[world_rank].receive(timeout_s=self._call_timeout_s)
+    def _receive(self, world_rank: int, *, timeout_s: float) -> Received:
+        return self._links[world_rank].receive(timeout_s=timeout_s)
 
     def _out_of_step(self, world_rank: int, header: Mapping[str, Any]) -> GroupDiedError:
         self._links[world_rank].wire.close()
@@ -271,6 +288,7 @@ def describe_error(error: BaseException, *, component: str, call_id: int) -> dic
         "id": call_id,
         "component": component,
         "type": type(error).__name__,
+        "is_out_of_memory": is_out_of_memory(error),
         "message": str(error),
         "traceback": "".join(traceback.format_exception(error))[-8000:],
     }

@@ -15,12 +15,13 @@ from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progre
 from workers.compilation import GraphWatch
 from workers.component_call import LocalComponent, count_work
 from workers.components import RankComponents
-from workers.errors import CallError, InvalidCallError, WorkerError
+from workers.errors import CallError, CallOutOfMemoryError, InvalidCallError, WorkerError
 from workers.flow_shift import flow_shift, takes_flow_shift
 from workers.guiders import Guiders
 from workers.keywords import accepted_keywords
 from workers.lanes import Lanes
 from workers.memory import peak_bytes
+from workers.out_of_memory import free_memory_of, is_out_of_memory
 from workers.pipeline_output import normalize_output
 from workers.remote_call import RemoteComponents
 from workers.request_control import RequestControl, RunningRequest
@@ -108,9 +109,10 @@ class Leader:
         control = RequestControl(deadline_s=call.deadline_s, predicted_step_s=self._predicted_step_s, emit=emit)
         self._begin(call, control)
         try:
-            control.check()
-            result, kind = self._run_pipeline(call, control, seed)
-            control.finish()
+            with self._lanes.during_request(call.deadline_s):
+                control.check()
+                result, kind = self._run_pipeline(call, control, seed)
+                control.finish()
         finally:
             self._end()
         self._graphs.report()
@@ -161,10 +163,11 @@ class Leader:
             raise
         except WorkerError:
             raise
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise CallError(f"out of memory: {error}") from error
         except Exception as error:
+            if is_out_of_memory(error):
+                logger.warning("request %s: out of memory: %s", call.request_id, error)
+                free_memory_of(error)
+                raise CallOutOfMemoryError(f"out of memory on rank 0: {error}") from None
             raise self._as_call_error(error, control) from error
 
     def _as_call_error(self, error: Exception, control: RequestControl) -> CallError:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from planner.plan import Plan
+from workers.call_pace import CallDeadlines, CallPace
 from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progress
 from workers.compile_cache import keep_compiled_code
 from workers.errors import GroupDiedError, GroupStartError, WorkerError
@@ -71,9 +72,11 @@ class RankActor:
             yield event
         future.result()
 
-    def lead(self, load_seconds: dict[str, float], weight_bytes_read: tuple[int, ...]) -> GroupDescription:
+    def lead(
+        self, load_seconds: dict[str, float], weight_bytes_read: tuple[int, ...], deadlines: CallDeadlines
+    ) -> GroupDescription:
         """Leader: builds the pipeline and says what the group can do."""
-        return self._compute.submit(self._lead, load_seconds, weight_bytes_read).result()
+        return self._compute.submit(self._lead, load_seconds, weight_bytes_read, deadlines).result()
 
     def follow(self) -> None:
         """Follower: runs calls until the leader says goodbye. Ends with an error if the leader goes away."""
@@ -196,14 +199,17 @@ class RankActor:
         ):  # fmt: skip
             emit(loaded)
 
-    def _lead(self, load_seconds: dict[str, float], weight_bytes_read: tuple[int, ...]) -> GroupDescription:
+    def _lead(
+        self, load_seconds: dict[str, float], weight_bytes_read: tuple[int, ...], deadlines: CallDeadlines
+    ) -> GroupDescription:
         from workers.components import build_pipeline
         from workers.lanes import Lanes
         from workers.leader import Leader, local_components
         from workers.process_group import lane_layout
 
         local = local_components(self._plan, self._components)
-        lanes = Lanes(lane_layout(self._plan), local=local, links=self._links, on_death=self._on_death)
+        pace = CallPace(deadlines, predicted_step_s=self._plan.predicted.step_s)
+        lanes = Lanes(lane_layout(self._plan), local=local, links=self._links, pace=pace, on_death=self._on_death)
         remote, stand_ins = self._stand_ins(lanes)
         pipeline = build_pipeline(self._plan, self._components, stand_ins=stand_ins)
         self._checkpoint.close()

@@ -84,7 +84,7 @@ def num_cpus_for(settings: AppSettings) -> int:
 
     usable = cluster_of_this_machine().node_types[0].num_cpus
     asked = sum(
-        model.num_replicas * resolve_degrees(model.plan).num_ranks * (model.plan.cpus_per_rank or 1.0)
+        model.max_groups * resolve_degrees(model.plan).num_ranks * (model.plan.cpus_per_rank or 1.0)
         for model in settings.served_models
     )
     return math.ceil(max(usable, asked)) + _SPARE_CPUS

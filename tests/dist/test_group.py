@@ -19,7 +19,7 @@ from ray.util.placement_group import placement_group_table
 from planner.plan import Plan
 from tests.plans import make_wan_plan
 from workers.calls import GenerateCall, GenerateResult, Progress, SeamStats
-from workers.errors import CallCancelledError, GroupDiedError, GroupStartError, InvalidCallError
+from workers.errors import CallCancelledError, CallOutOfMemoryError, GroupDiedError, GroupStartError, InvalidCallError
 from workers.group import WorkerGroup
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -143,6 +143,16 @@ def test_bad_calls_and_cancelled_calls_leave_the_group_clean(pair: WorkerGroup) 
     with pytest.raises(CallCancelledError):
         pair.generate(long_call, on_progress=cancel_soon)
     assert np.array_equal(pair.generate(GenerateCall(ARGUMENTS, seed=3)).output, expected)
+
+
+def test_a_call_beyond_all_memory_fails_alone(pair: WorkerGroup) -> None:
+    """Latents of a pebibyte: more than a process has addresses, so that no machine tries."""
+    expected = pair.generate(GenerateCall(ARGUMENTS, seed=3)).output
+    pids = ray.get([rank.ping.remote() for rank in pair._ranks])
+    with pytest.raises(CallOutOfMemoryError, match="can't allocate memory"):
+        pair.generate(GenerateCall({**ARGUMENTS, "width": 2**25, "height": 2**25}, seed=3))
+    assert np.array_equal(pair.generate(GenerateCall(ARGUMENTS, seed=3)).output, expected)
+    assert ray.get([rank.ping.remote() for rank in pair._ranks]) == pids
 
 
 async def test_closing_a_stream_cancels_the_call(pair: WorkerGroup) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from deployments.answers import CompletedEvent
 from deployments.app import build_app
+from deployments.errors import PoisonedRequestError
 from deployments.schemas import ImageRequest
 from deployments.settings import AppSettings
 from planner.errors import CheckpointError, PlannerError
@@ -16,6 +17,7 @@ from tests.serve.processes import wait_until
 
 LONG = {"prompt": "a red circle", "seed": 4, "num_inference_steps": 5000}
 MEDIUM = ImageRequest(prompt="a red circle", seed=4, num_inference_steps=60)
+LONGER = ImageRequest(prompt="a red circle", seed=6, num_inference_steps=200)  # not over before the signal
 QUICK = {"prompt": "a red circle", "seed": 1, "num_inference_steps": 1}
 
 
@@ -24,6 +26,11 @@ def rank_pids():
     return sorted(
         p.pid for p in psutil.Process().children(recursive=True) if command_line(p).startswith("ray::RankActor")
     )
+
+
+def for_each(act, events):
+    for event in events:
+        act(event)
 
 
 def command_line(process):
@@ -55,6 +62,46 @@ def test_request_whose_rank_dies_gets_its_picture_from_the_next_group(app, http,
     assert event.b64_json == expected
     assert not set(before) & set(rank_pids()), "the whole group is new"
     wait_until(lambda: http.get("/health").status_code == 200, "healthy again")
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+def test_request_under_which_three_groups_died_is_refused_and_the_next_group_stays_up(app, http):
+    poison = ImageRequest(prompt="a red circle", seed=1000, num_inference_steps=60)
+    killed = set()
+
+    def kill_each_group(event):
+        if not isinstance(event, CompletedEvent) and event.step >= 2 and not killed & set(pids := rank_pids()):
+            os.kill(pids[0], signal.SIGKILL)
+            killed.update(pids)
+
+    with pytest.raises(PoisonedRequestError, match="3 groups died"):
+        for_each(kill_each_group, app.handle.options(stream=True).stream.remote(poison))
+    assert len(killed) == 6
+    wait_until(lambda: http.get("/health").json()["status"] == "ok", "healthy again", timeout_s=90)
+    before = rank_pids()
+    # Each ingress replica learns by itself: the other one has the request made.
+    body = poison.model_dump(exclude_unset=True)
+    wait_until(
+        lambda: http.post("/v1/images/generations", json=body).status_code == 422, "refused at once", timeout_s=90
+    )
+    assert http.post("/v1/images/generations", json=QUICK).status_code == 200
+    assert rank_pids() == before
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("victim", [0, -1])
+def test_request_whose_rank_stops_gets_its_picture_from_the_next_group(app, http, victim):
+    expected = app.handle.generate.remote(LONGER).result(timeout_s=60).data[0].b64_json
+    before = rank_pids()
+    is_stopped = False
+    for event in app.handle.options(stream=True).stream.remote(LONGER):
+        if not is_stopped and not isinstance(event, CompletedEvent) and event.step >= 2:
+            os.kill(before[victim], signal.SIGSTOP)
+            is_stopped = True
+    assert isinstance(event, CompletedEvent)
+    assert event.b64_json == expected
+    wait_until(lambda: not set(before) & set(rank_pids()), "the stopped rank's end", timeout_s=60)
 
 
 def test_idle_group_that_loses_a_rank_is_replaced(http):

@@ -17,6 +17,7 @@ from deployments.settings import AppSettings, StateSettings
 from planner.plan import ServingDefaults
 from tests.plans import make_wan_plan
 from workers.calls import GroupDescription, Progress
+from workers.errors import GroupDiedError
 
 WAN = GroupDescription(
     pipeline_class="WanPipeline",
@@ -51,6 +52,7 @@ class FakeGroups:
         self.num_closed = 0
         self.num_groups = 1
         self.probe_answer: Probe = "ok"
+        self.dies_before_beginning = False  # while the request waits behind another one
         self.begun = asyncio.Event()
 
     async def stream(
@@ -59,6 +61,8 @@ class FakeGroups:
         self.requests.append(request)
         self.seeds.append(seed)
         self.request_ids.append(request_id)
+        if self.dies_before_beginning:
+            raise GroupDiedError("gone")
         try:
             yield Progress(stage="denoise", step=1, num_steps=2, seconds_left=0.5)
             self.begun.set()

@@ -158,20 +158,28 @@ async def test_job_that_cannot_be_done_fails_with_the_reason_and_is_not_tried_ag
 
 
 async def test_dead_groups_do_not_lose_a_job(store, storage):
-    groups = FakeGroups(failures=[GroupDiedError("gone")] * 3)
+    groups = FakeGroups(failures=[GroupDiedError("gone")] * 2)
     await store.add(make_job("video_1"))
     async with running(store, storage, groups):
-        job = await wait_for(store, JobState.COMPLETED)
-    assert groups.seeds == [7, 7, 7, 7]
-    assert job.num_attempts == 2  # each attempt tries two groups
+        await wait_for(store, JobState.COMPLETED)
+    assert groups.seeds == [7, 7, 7]
 
 
-async def test_job_that_kills_every_group_fails_in_the_end(store, storage):
+async def test_job_under_which_three_groups_died_fails_and_kills_no_more(store, storage):
     groups = FakeGroups(failures=[GroupDiedError("gone")] * 100)
+    await store.add(make_job("video_1"))
+    async with running(store, storage, groups):
+        job = await wait_for(store, JobState.FAILED)
+    assert (job.error_code, len(groups.seeds)) == ("request_kills_groups", 3)
+
+
+async def test_job_fails_in_the_end_when_every_group_dies_that_it_waits_at(store, storage):
+    groups = FakeGroups()
+    groups.dies_before_beginning = True
     await store.add(make_job("video_1"))
     async with running(store, storage, groups, max_attempts=2):
         job = await wait_for(store, JobState.FAILED)
-    assert (job.error_code, len(groups.seeds)) == ("attempts_exhausted", 4)
+    assert (job.error_code, len(groups.seeds)) == ("attempts_exhausted", 6)  # each attempt tries three groups
 
 
 async def test_job_waits_without_limit_while_no_group_is_up(store, storage):

@@ -3,10 +3,10 @@ import asyncio
 import pytest
 
 from deployments.answers import CompletedEvent
-from deployments.errors import BadRequestError, BusyError, GenerationError, RequestTimeoutError, UnavailableError
+from deployments.errors import BadRequestError, BusyError, GenerationError, RequestTimeoutError
 from deployments.schemas import ImageRequest, VideoRequest
 from tests.unit.deployments.fakes import FakeGroups, make_service
-from workers.errors import CallError, DeadlineExceededError, GroupDiedError, InvalidCallError
+from workers.errors import CallError, CallOutOfMemoryError, DeadlineExceededError, GroupDiedError, InvalidCallError
 
 
 async def test_pictures_of_one_request_use_consecutive_seeds():
@@ -22,24 +22,19 @@ async def test_seed_is_drawn_and_returned_when_none_is_given():
     assert answer.data[0].seed == groups.seeds[0]
 
 
-async def test_dead_group_is_retried_once_with_the_same_seed():
-    groups = FakeGroups(failures=[GroupDiedError("gone")])
+@pytest.mark.parametrize("num_deaths", [1, 2])
+async def test_request_whose_group_dies_is_tried_again_with_the_same_seed(num_deaths):
+    groups = FakeGroups(failures=[GroupDiedError("gone")] * num_deaths)
     answer = await make_service(groups).generate(ImageRequest(prompt="a"))
-    assert len(groups.seeds) == 2
-    assert groups.seeds[0] == groups.seeds[1] == answer.data[0].seed
-
-
-async def test_second_death_is_unavailable():
-    groups = FakeGroups(failures=[GroupDiedError("gone"), GroupDiedError("gone")])
-    with pytest.raises(UnavailableError, match="died"):
-        await make_service(groups).generate(ImageRequest(prompt="a"))
+    assert groups.seeds == [answer.data[0].seed] * (1 + num_deaths)
 
 
 @pytest.mark.parametrize(
     ("raised", "expected"),
     [
         (InvalidCallError("bad"), BadRequestError),
-        (CallError("oom"), GenerationError),
+        (CallError("failed"), GenerationError),
+        (CallOutOfMemoryError("out of memory"), GenerationError),
         (DeadlineExceededError("late"), RequestTimeoutError),
     ],
 )
@@ -106,3 +101,11 @@ async def test_health_says_whether_a_request_would_be_answered(num_groups, probe
     groups = FakeGroups()
     groups.num_groups, groups.probe_answer = num_groups, probe
     assert (await make_service(groups).health()).status == status
+
+
+async def test_model_that_was_scaled_to_zero_is_not_unavailable():
+    groups = FakeGroups()
+    groups.num_groups = 0
+    assert (await make_service(groups).health()).status == "unavailable"
+    scaled = make_service(groups, autoscaling={"min_replicas": 0, "max_replicas": 2})
+    assert (await scaled.health()).status == "busy"

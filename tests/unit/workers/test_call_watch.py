@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from workers import call_watch
 from workers.call_watch import CallWatch
 from workers.component_call import ComponentCall, LocalComponent
 from workers.errors import CallError, GroupDiedError
@@ -41,11 +42,12 @@ class Watched:
 
     def __init__(self, *, timeout_s: float = 60.0, failure_grace_s: float = 0.3) -> None:
         self.deaths: queue.SimpleQueue[GroupDiedError] = queue.SimpleQueue()
-        self.watch = CallWatch(timeout_s=timeout_s, failure_grace_s=failure_grace_s, on_death=self.deaths.put)
+        self.timeout_s = timeout_s
+        self.watch = CallWatch(failure_grace_s=failure_grace_s, on_death=self.deaths.put)
 
     def stay_in_call(self, wire: Wire) -> str:
         """Stays inside a call until the group is declared dead; returns why."""
-        with pytest.raises(GroupDiedError) as caught, self.watch.during({1: wire}):
+        with pytest.raises(GroupDiedError) as caught, self.watch.during({1: wire}, timeout_s=self.timeout_s):
             told = self.deaths.get(timeout=30.0)
         assert caught.value is told
         return str(told)
@@ -80,6 +82,31 @@ def test_a_call_that_takes_too_long_is_a_dead_group(ends: tuple[Wire, Wire]) -> 
     assert "did not end within 0.5 s" in Watched(timeout_s=0.5).stay_in_call(ends[0])
 
 
+def test_the_leaders_own_part_has_the_same_deadline() -> None:
+    watched = Watched()
+    with pytest.raises(GroupDiedError, match="a call did not end within"), watched.watch.during({}, timeout_s=0.3):
+        watched.deaths.get(timeout=30.0)
+
+
+def test_a_request_that_outlives_its_time_between_calls_is_a_dead_group() -> None:
+    watched = Watched()
+    with watched.watch.during_request(0.3):
+        with watched.watch.during({}, timeout_s=1000.0):
+            pass
+        assert "a request did not end within 0.3 s" in str(watched.deaths.get(timeout=30.0))
+
+
+def test_a_watch_that_fell_asleep_sees_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_watch, "_SLEEP_AFTER_S", 0.0)
+    watched = Watched()
+    with watched.watch.during({}, timeout_s=1000.0):
+        pass
+    while not watched.watch._is_asleep:
+        pass
+    with pytest.raises(GroupDiedError), watched.watch.during({}, timeout_s=0.3):
+        watched.deaths.get(timeout=30.0)
+
+
 def test_an_early_answer_and_a_failure_that_the_leader_shares_are_nothing_to_worry_about(
     ends: tuple[Wire, Wire],
 ) -> None:
@@ -87,7 +114,7 @@ def test_an_early_answer_and_a_failure_that_the_leader_shares_are_nothing_to_wor
     watched = Watched(failure_grace_s=1000.0)
     for header in ({"op": "done", "id": 1}, ERROR):
         follower.send(header)
-        with watched.watch.during({1: leader}):
+        with watched.watch.during({1: leader}, timeout_s=60.0):
             while watched.watch._failed_at is None and header is ERROR:
                 pass
         leader.receive(lambda _, __: [], timeout_s=10.0)
@@ -100,7 +127,6 @@ def lanes_around(wire: Wire, module: torch.nn.Module, *, num_lanes: int) -> Lane
         LaneLayout(num_ranks=2, num_lanes=num_lanes),
         local={"transformer": LocalComponent.wrap("transformer", module, is_denoiser=True)},
         links={1: Link(wire, TensorRoute(CPU, None, 1))},
-        call_timeout_s=1000.0,
         failure_grace_s=0.3,
     )
 

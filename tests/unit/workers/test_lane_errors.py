@@ -12,10 +12,11 @@ import torch
 
 from tests.lanes_in_threads import CPU, leader_of_threads
 from tests.tiny_checkpoints import make_tiny_wan_pipeline
+from workers.call_pace import CallDeadlines, CallPace
 from workers.calls import GenerateCall, GenerateResult, Progress
 from workers.component_call import LocalComponent
 from workers.components import RankComponents
-from workers.errors import CallError, GroupDiedError
+from workers.errors import CallError, CallOutOfMemoryError, GroupDiedError
 from workers.lanes import LaneLayout, Lanes
 from workers.leader import Leader
 from workers.link import Link, TensorRoute
@@ -49,9 +50,19 @@ def refuse_poison(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) ->
         raise ArithmeticError("the embeddings are poisoned")
 
 
+GREEDY = torch.full_like(GOOD, -torch.inf)
+
+
+def run_out_of_memory(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    """More bytes than a process has addresses: refused by every machine."""
+    if torch.isneginf(kwargs["encoder_hidden_states"]).any():
+        torch.empty(2**50)
+
+
 def make_pipeline() -> Any:
     pipeline = make_tiny_wan_pipeline()
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.transformer.register_forward_pre_hook(run_out_of_memory, with_kwargs=True)
     pipeline.transformer.register_forward_pre_hook(refuse_poison, with_kwargs=True)
     return pipeline
 
@@ -90,6 +101,16 @@ def test_an_error_in_a_lane_leaves_the_group_clean(
         result = run(leader)
     assert torch.equal(result.output, fresh)
     assert [stats.denoiser_rows for stats in result.ranks] == [3, 3]
+
+
+@pytest.mark.parametrize("branch", ["positive", "negative"])
+def test_a_lack_of_memory_in_a_lane_is_the_calls_own_error(fresh: torch.Tensor, branch: str) -> None:
+    with leader_of_threads(make_pipeline(), num_lanes=2) as leader:
+        run(leader)
+        with pytest.raises(CallOutOfMemoryError, match=f"on rank {int(branch == 'negative')}: .*can't allocate"):
+            run(leader, **{branch: GREEDY})
+        result = run(leader)
+    assert torch.equal(result.output, fresh)
 
 
 def test_an_error_of_the_leader_between_calls_leaves_the_group_clean(fresh: torch.Tensor) -> None:
@@ -155,7 +176,7 @@ def leader_with_raw_peer(*, call_timeout_s: float) -> Iterator[tuple[Leader, soc
         LaneLayout(num_ranks=2, num_lanes=2),
         local={"transformer": LocalComponent.wrap("transformer", pipeline.transformer, is_denoiser=True)},
         links={1: Link(wire, TensorRoute(CPU, None, 1), SentTensors())},
-        call_timeout_s=call_timeout_s,
+        pace=CallPace(CallDeadlines(floor_s=call_timeout_s, first_s=call_timeout_s)),
     )
     yield Leader(pipeline, lanes, components=RankComponents()), peer
     peer.close()

@@ -40,7 +40,7 @@ def remote_part(
     wires = listener.accept(1, timeout_s=10.0)
     listener.close()
     links = {1: Link(wires[1], TensorRoute(CPU, None, 1), SentTensors())}
-    lanes = Lanes(LaneLayout(num_ranks=2, num_lanes=1), local={}, links=links, call_timeout_s=60.0)
+    lanes = Lanes(LaneLayout(num_ranks=2, num_lanes=1), local={}, links=links)
     remote = RemoteComponents(lanes, request or RunningRequest(), ranks={"part": 1})
     class_name = type(module).__name__
     try:

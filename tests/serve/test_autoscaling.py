@@ -1,0 +1,52 @@
+"""Groups come with waiting work and go without it, by the real controller."""
+
+import json
+import re
+
+import httpx
+import pytest
+
+from tests.serve.conftest import SHAPES
+from tests.serve.processes import wait_until
+from tests.serve.test_jobs_survive import pids_of
+
+SCALING = {
+    "min_replicas": 0, "max_replicas": 2, "target_gpu_seconds": 1.0,
+    "up_delay_s": 1.0, "down_delay_s": 2.0, "to_zero_delay_s": 4.0,
+}  # fmt: skip
+
+
+@pytest.mark.full
+@pytest.mark.timeout(500)
+def test_groups_come_with_waiting_work_and_go_without_it(run_heliograph, tmp_path, monkeypatch):
+    for kind in ("REPLICA", "HANDLE"):
+        monkeypatch.setenv(f"RAY_SERVE_{kind}_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
+    before = set(groups())
+    args = {
+        "checkpoint": str(SHAPES), "plan": {"device": "cpu", "num_ranks": 1, "cpus_per_rank": 1},
+        "autoscaling": SCALING, "state": {"folder": str(tmp_path / "state")},
+    }  # fmt: skip
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"applications": [{"import_path": "deployments.app:build_app", "args": args}]}))
+    command = run_heliograph("serve", config, "--port", "0")
+    command.wait_for_line("Ctrl-C stops it", timeout_s=150)
+    url = re.search(r"http://127\.0\.0\.1:\d+", command.stderr)[0]
+    # What the groups can do is asked at the start, so that one comes up.
+    jobs = [submit(url, seed) for seed in range(40)]
+    wait_until(lambda: len(set(groups()) - before) == 2, "two groups", timeout_s=150)
+    wait_until(lambda: {state(url, job) for job in jobs} == {"completed"}, "all jobs", timeout_s=150)
+    wait_until(lambda: not set(groups()) - before, "no group", timeout_s=120)
+    assert httpx.get(f"{url}/health", timeout=20).json()["status"] == "busy"
+
+
+def groups():
+    return pids_of("ray::ServeReplica:heliograph:Group")
+
+
+def submit(url, seed):
+    body = {"prompt": "a red circle", "seed": seed, "num_inference_steps": 100, "background_job": True}
+    return httpx.post(f"{url}/v1/images/generations", json=body, timeout=30).raise_for_status().json()["id"]
+
+
+def state(url, job):
+    return httpx.get(f"{url}/v1/images/jobs/{job}", timeout=30).json()["status"]
