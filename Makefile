@@ -22,7 +22,7 @@ serve: setup  ## the service on http://127.0.0.1:8000 until Ctrl-C
 check: lint unit  ## lint, format, types, layers, unit tests
 
 test: unit setup  ## the representative suite; needs no GPU
-	$(RUN) -m pytest -q -m "not gpu and not full" --ignore=tests/unit
+	$(RUN) -m pytest -q -m "not gpu and not full" --ignore=tests/unit --durations=30
 
 lint: setup
 	$(VENV)/bin/ruff check .

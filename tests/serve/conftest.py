@@ -47,6 +47,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
                 "plan": {"device": "cpu", "num_ranks": 2, "cfg_degree": 2, "cpus_per_rank": 1},
                 "limits": {**LIMITS, "body_timeout_s": 3.0},
                 "start_timeout_s": 150,
+                "max_queued_seconds": 1e6,  # tests ask for thousands of steps and take them back
                 "jobs": {"lease_s": 3.0},
                 "state": {"folder": str(tmp_path_factory.mktemp("state"))},
             }

@@ -26,7 +26,8 @@ def test_demo_shows_the_plan_and_makes_a_picture_and_a_video(demo, tmp_path):
     demo.check_nothing_left()
 
 
-@pytest.mark.parametrize("moment", ["starting Serve", pytest.param("starting group", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("moment", ["starting Serve", "starting group"])
 def test_interrupt_during_the_demo_leaves_nothing(demo, moment):
     demo.wait_for_line(moment)
     demo.interrupt()

@@ -43,7 +43,9 @@ def test_two_ranks_share_the_calls_and_latents_are_saved_as_safetensors(run_heli
     command.check_nothing_left()
 
 
-@pytest.mark.parametrize("moment", ["start 1 ranks", pytest.param("in place", marks=pytest.mark.full), "denoise"])
+@pytest.mark.parametrize(
+    "moment", [*(pytest.param(moment, marks=pytest.mark.full) for moment in ("start 1 ranks", "in place")), "denoise"]
+)
 def test_interrupt_stops_everything(run_heliograph, tmp_path, moment):
     command = run_heliograph(
         "generate", SHAPES, "--prompt", PROMPT, "--steps", "5000", "--ranks", "1", "--device", "cpu",
@@ -71,6 +73,7 @@ def test_crash_in_group_start_leaves_nothing(run_heliograph, tmp_path):
     command.check_nothing_left()
 
 
+@pytest.mark.full
 def test_what_the_pipeline_cannot_do_is_bad_input(run_heliograph, tmp_path):
     command = run_heliograph(
         "generate", SHAPES, "--prompt", PROMPT, "--size", "63x64", "--ranks", "1", "--device", "cpu",

@@ -48,6 +48,7 @@ def test_interrupting_make_demo_leaves_nothing(start, tmp_path):
     command.check_nothing_left()
 
 
+@pytest.mark.full
 def test_interrupting_a_test_run_leaves_nothing(start):
     """As `make test` runs it; once with ranks up, where the most is there to be stopped."""
     command = start("-m", "pytest", "-q", "-p", "no:cacheprovider", TEST_ON_THE_APP)

@@ -30,6 +30,7 @@ def test_serve_answers_until_interrupted_and_leaves_nothing(run_heliograph):
         httpx.get(f"{url}/live", timeout=5)
 
 
+@pytest.mark.full
 def test_app_that_cannot_start_is_said_at_once(run_heliograph, tmp_path):
     from safetensors.numpy import load_file, save_file
 
