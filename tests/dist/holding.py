@@ -1,6 +1,7 @@
 """Cancels a call while a component of a rank computes: one of its blocks waits until the cancellation has arrived."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -46,14 +47,29 @@ def _install(rank: Any, stage: str) -> None:
     rank._held_count = 0
     rank._is_held = threading.Event()
 
-    def hold(*_: Any) -> None:
+    def hold() -> None:
         rank._is_held.set()
         assert rank._request.control._cancelled.wait(WAIT_S), "nobody cancelled"
 
-    def count(*_: Any) -> None:
+    def count() -> None:
         rank._held_count += 1
 
-    rank._held_hooks = [first.register_forward_hook(hold), *(block.register_forward_hook(count) for block in others)]
+    _run_after(first, hold)
+    for block in others:
+        _run_after(block, count)
+    rank._held_blocks = [first, *others]
+
+
+def _run_after(block: Any, action: Callable[[], None]) -> None:
+    """Not by a hook: a call of a module that has got hooks since the start is refused where it is sharded."""
+    forward = block.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        result = forward(*args, **kwargs)
+        action()
+        return result
+
+    block.forward = run
 
 
 def _wait_until_held(rank: Any) -> None:
@@ -61,6 +77,6 @@ def _wait_until_held(rank: Any) -> None:
 
 
 def _remove(rank: Any) -> int:
-    for hook in rank._held_hooks:
-        hook.remove()
+    for block in rank._held_blocks:
+        del block.forward
     return int(rank._held_count)

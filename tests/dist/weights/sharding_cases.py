@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.dist.weights.tiny_models import find_model
 from tests.tiny_checkpoints import make_wan_transformer
 from workers.direct_load import load_component
-from workers.shard_conditions import BlockBoundaries, BoundaryRule
 from workers.norms import cache_norms
+from workers.shard_conditions import BlockBoundaries, BoundaryRule
 from workers.sharding import (
     ShardedModuleError,
     apply_sharding,
