@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,12 @@ def reading(folder: Path) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def locked(file: Path, *, timeout_s: float, what: str) -> Iterator[None]:
+def locked(file: Path, *, timeout_s: float, what: str, unless: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+    """Within it this process alone holds the lock; False, without it, as soon as `unless` makes it needless.
+
+    `unless` is no mere short cut: who has fetched a checkpoint reads it at once and may hold the lock for as long as
+    the others take to load it too.
+    """
     deadline = time.monotonic() + timeout_s
     with file.open("a") as lock:
         while True:
@@ -63,10 +68,13 @@ def locked(file: Path, *, timeout_s: float, what: str) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                if unless():
+                    yield False
+                    return
                 if time.monotonic() > deadline:
                     raise LoadError(f"{what} is still being fetched by another process after {timeout_s:g} s") from None
                 time.sleep(LOCK_POLL_S)
-        yield
+        yield True
 
 
 def sync(part: Path) -> None:

@@ -112,9 +112,10 @@ def fetch_checkpoint(
         raise LoadError(f"{url} has {total / 2**30:.2f} GiB, the cache {cache} may hold {max_bytes / 2**30:.2f} GiB")
     cache.mkdir(parents=True, exist_ok=True)
     folder = cache / _key(url, files)
-    if not (folder / COMPLETE).is_file():
-        with locked(beside(folder, ".lock"), timeout_s=timeout_s, what=url):
-            if not (folder / COMPLETE).is_file():
+    is_complete = (folder / COMPLETE).is_file
+    if not is_complete():
+        with locked(beside(folder, ".lock"), timeout_s=timeout_s, what=url, unless=is_complete) as is_ours:
+            if is_ours and not is_complete():
                 with locked(cache / ".room.lock", timeout_s=timeout_s, what="the cache's room"):
                     make_room(cache, max_bytes - total, keep=folder)
                     _reserve(beside(folder, ".part"), files)

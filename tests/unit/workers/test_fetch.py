@@ -3,6 +3,8 @@
 import hashlib
 import os
 import re
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +17,7 @@ from safetensors.torch import save_file
 
 from tests.range_server import serve
 from workers import fetch
-from workers.checkpoint_cache import COMPLETE, CacheSettings, locked
+from workers.checkpoint_cache import COMPLETE, CacheSettings, beside, locked
 from workers.checksums import CHECKSUMS
 from workers.errors import LoadError
 from workers.fetch import FetchProgress, fetch_checkpoint, list_remote, open_checkpoint
@@ -200,3 +202,23 @@ def test_cache_settings_come_from_the_environment(tmp_path: Path) -> None:
     default = CacheSettings.read({"XDG_CACHE_HOME": str(tmp_path)})
     assert default.folder == tmp_path / "heliograph" / "checkpoints"
     assert default.max_bytes > 0
+
+
+def test_a_rank_that_reads_what_it_fetched_keeps_no_other_waiting(
+    memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that fetched holds the lock until all ranks have loaded: who waits must see that the folder is whole."""
+    folder = get(memory_url, tmp_path / "cache")
+    (folder / COMPLETE).unlink()
+    waits, sleep = threading.Event(), time.sleep
+
+    def note_and_sleep(seconds: float) -> None:
+        waits.set()
+        sleep(seconds)
+
+    monkeypatch.setattr("workers.checkpoint_cache.time.sleep", note_and_sleep)
+    with ThreadPoolExecutor(1) as pool, locked(beside(folder, ".lock"), timeout_s=5, what="the test"):
+        other = pool.submit(get, memory_url, tmp_path / "cache")
+        assert waits.wait(20), "nobody waited for the lock"
+        (folder / COMPLETE).touch()
+        assert other.result(timeout=15) == folder
