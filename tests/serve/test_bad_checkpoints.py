@@ -77,6 +77,7 @@ def test_app_builder_refuses_and_the_running_app_goes_on(app, http, broken):
     assert http.post("/v1/images/generations", json=QUICK).status_code == 200
 
 
+@pytest.mark.full
 def test_serve_refuses_truncated_weights_and_leaves_nothing(run_heliograph, tmp_path):
     folder = tmp_path / "broken"
     shutil.copytree(SHAPES, folder)

@@ -58,6 +58,7 @@ def test_interrupt_stops_everything(run_heliograph, tmp_path, moment):
     assert not (tmp_path / "never.png").exists()
 
 
+@pytest.mark.full
 def test_crash_in_group_start_leaves_nothing(run_heliograph, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(SHAPES, broken)
