@@ -22,36 +22,39 @@ NAME = "sharded_alone"
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row a side."""
+    """One row a length and side."""
     architecture = arch.SMALL_WAN if options.is_small else arch.WAN_1_3B
-    shape = arch.Shape(64, 64, 5, text_tokens=8) if options.is_small else arch.VIDEO_480P[17]
-    inputs = arch.denoiser_inputs(architecture, shape, options.device, options.dtype)
+    shapes = [arch.Shape(64, 64, 5, text_tokens=8)] if options.is_small else list(arch.VIDEO_480P.values())
+    inputs = {
+        shape.num_frames: arch.denoiser_inputs(architecture, shape, options.device, options.dtype) for shape in shapes
+    }
     with tempfile.TemporaryDirectory() as folder:
         module = arch.build_random(architecture, Path(folder), device=options.device, dtype=options.dtype)
         free(options.device)
-        plain, expected = _measure("unsharded", module, inputs, options)
+        plain = [_measure("unsharded", module, frames, given, options) for frames, given in inputs.items()]
         store = dist.FileStore(f"{folder}/rendezvous", 1)
         dist.init_process_group("nccl" if options.device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
         try:
             apply_sharding(module, mesh=init_device_mesh(options.device.type, (1,)))
             free(options.device)
-            sharded, result = _measure("sharded, world of 1", module, inputs, options)
+            sharded = [
+                _measure("sharded, world of 1", module, frames, given, options) for frames, given in inputs.items()
+            ]
         finally:
             dist.destroy_process_group()
-    rows = [plain, sharded]
-    for row, value in zip(rows, (expected, result), strict=True):
-        row["ratio"] = row["ms"] / plain["ms"]
-        row["equal"] = torch.equal(value, expected)
-    return rows
+    for (reference, expected), (row, result) in zip([*plain, *plain], [*plain, *sharded], strict=True):
+        row["ratio"] = row["ms"] / reference["ms"]
+        row["equal"] = torch.equal(result, expected)
+    return [row for pair in zip(plain, sharded, strict=True) for row, _ in pair]
 
 
 def _measure(
-    side: str, module: torch.nn.Module, inputs: dict[str, Any], options: Options
+    side: str, module: torch.nn.Module, frames: int, inputs: dict[str, Any], options: Options
 ) -> tuple[dict[str, Any], torch.Tensor]:
     milliseconds = time_call(lambda: module(**inputs, return_dict=False), options)
     with torch.no_grad():
         result = module(**inputs, return_dict=False)[0].clone()
-    return {"side": side, "ms": milliseconds, "peak_gib": peak_gib(options.device)}, result
+    return {"frames": frames, "side": side, "ms": milliseconds, "peak_gib": peak_gib(options.device)}, result
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from workers.errors import GroupStartError, WorkerError
+from workers.host_map import HostMap
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class SharedHost:
         """Whether another rank reads the weights into the buffers."""
         return not self.is_filler and not self._is_private
 
-    def map(self, num_bytes: int) -> mmap.mmap | None:
+    def map(self, num_bytes: int) -> HostMap | None:
         """The next buffer; None where this rank has to take memory of its own, which is logged.
 
         Raises:
@@ -135,15 +136,15 @@ class SharedHost:
         if self._store.add(f"{self._name}/mapped", 1) == self._num_sharers - 1:
             self._store.set(f"{self._name}/all_mapped", "yes")
 
-    def _make(self, key: str, num_bytes: int) -> mmap.mmap:
+    def _make(self, key: str, num_bytes: int) -> HostMap:
         file = os.memfd_create(MEMORY_NAME, os.MFD_CLOEXEC)
         os.ftruncate(file, num_bytes)
         self._files.append(file)
-        memory = mmap.mmap(file, num_bytes, flags=mmap.MAP_SHARED)
+        memory = HostMap(file, num_bytes, flags=mmap.MAP_SHARED)
         self._store.set(key, f"{os.getpid()}:{file}:{num_bytes}")
         return memory
 
-    def _find(self, key: str, num_bytes: int) -> mmap.mmap | None:
+    def _find(self, key: str, num_bytes: int) -> HostMap | None:
         place = _wait_for(self._store, key, self._timeout)
         if place.startswith(_REFUSED):
             raise SharingRefusedError(place.removeprefix(_REFUSED))
@@ -161,13 +162,13 @@ class SharedHost:
             return None
 
 
-def _map_of_process(pid: int, descriptor: int, num_bytes: int) -> mmap.mmap:
+def _map_of_process(pid: int, descriptor: int, num_bytes: int) -> HostMap:
     path = Path(f"/proc/{pid}/fd/{descriptor}")
     if MEMORY_NAME not in str(path.readlink()):
         raise OSError(f"{path} is something else")
     file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        return mmap.mmap(file, num_bytes, flags=mmap.MAP_SHARED)
+        return HostMap(file, num_bytes, flags=mmap.MAP_SHARED)
     finally:
         os.close(file)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from workers.errors import WorkerError
+from workers.host_map import HostMap, RegistrationError, register
 from workers.shared_host import SharedHost, SharingRefusedError
 
 cuda: Any = torch.cuda  # its classes are untyped in some releases of torch
@@ -95,8 +96,7 @@ class HostMemory:
         self._max_bytes = max_bytes
         self._pin = pin
         self._shared = shared
-        self._buffers: list[Tensor] = []
-        self._pinned: list[int] = []
+        self._buffers: list[tuple[Tensor, HostMap]] = []
         self.taken_bytes = 0
 
     def take(self, num_bytes: int) -> Tensor:
@@ -111,7 +111,7 @@ class HostMemory:
         with contextlib.suppress(OSError):  # kernels without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
         buffer = torch.frombuffer(memory, dtype=torch.uint8)
-        self._buffers.append(buffer)
+        self._buffers.append((buffer, memory))
         return buffer
 
     @property
@@ -124,7 +124,7 @@ class HostMemory:
         if self._shared is not None:
             self._shared.finish()
 
-    def _take_shared(self, num_bytes: int) -> mmap.mmap | None:
+    def _take_shared(self, num_bytes: int) -> HostMap | None:
         if self._shared is None:
             return None
         if self._shared.is_filler:
@@ -137,10 +137,10 @@ class HostMemory:
             self.taken_bytes += num_bytes
         return memory
 
-    def _take_private(self, num_bytes: int) -> mmap.mmap:
+    def _take_private(self, num_bytes: int) -> HostMap:
         self._check_budget(num_bytes)
         self.taken_bytes += num_bytes
-        return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return HostMap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def _check_budget(self, num_bytes: int) -> None:
         if self._max_bytes is None or self.taken_bytes + num_bytes <= self._max_bytes:
@@ -155,7 +155,7 @@ class HostMemory:
 
     def find(self, first: Tensor, num_bytes: int) -> Tensor | None:
         """The buffer that starts where `first` lies and holds `num_bytes`, if any."""
-        for buffer in self._buffers:
+        for buffer, _ in self._buffers:
             if buffer.data_ptr() == first.data_ptr() and buffer.nbytes >= num_bytes:
                 return buffer
         return None
@@ -168,25 +168,20 @@ class HostMemory:
         """
         if not self._pin:
             return
-        runtime: Any = cuda.cudart()
-        total = sum(buffer.nbytes for buffer in self._buffers)
-        for buffer in self._buffers:
-            if buffer.data_ptr() in self._pinned:
-                continue
-            code = int(runtime.cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0))
-            if code != 0:
+        total = sum(buffer.nbytes for buffer, _ in self._buffers)
+        for buffer, memory in self._buffers:
+            try:
+                register(memory, address=buffer.data_ptr())
+            except RegistrationError as error:
                 self.release()
                 raise HostMemoryError(
-                    f"cannot pin {total / 2**30:.2f} GiB of host memory for streaming (CUDA error {code}): "
+                    f"cannot pin {total / 2**30:.2f} GiB of host memory for streaming ({error}): "
                     f"raise the container's memory or locked-memory limit, or choose resident, sharded or offload"
-                )
-            self._pinned.append(buffer.data_ptr())
+                ) from error
 
     def release(self) -> None:
-        """Unpins; the memory goes when its last view goes."""
-        runtime: Any = cuda.cudart() if self._pinned else None
-        for pointer in self._pinned:
-            runtime.cudaHostUnregister(pointer)
-        self._pinned.clear()
+        """Unpins now; the memory goes when its last view goes, which would unpin it too."""
+        for _, memory in self._buffers:
+            memory.let_go()
         self._buffers.clear()
         self.taken_bytes = 0
