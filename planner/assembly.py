@@ -65,7 +65,7 @@ def make_plan(
         defaults=checkpoint.defaults,
         rejected=tuple(rejected),
         fingerprint="",
-        attention_backends=choose_attention(request, device=context.device),
+        attention_backends=choose_attention(request, device=context.device, sequence_degree=chosen.degrees.sequence),
         compile=choose_compilation(request, device=context.device, sequence_degree=chosen.degrees.sequence),
         fallbacks=find_fallbacks(
             chosen.placements, (c.placements for c in others), dtype=context.dtype, fsdp=chosen.degrees.fsdp

@@ -7,18 +7,25 @@ _FASTEST_FIRST = (AttentionBackend.CUDNN, AttentionBackend.FLASH, AttentionBacke
 """On one H100, head dim 128: cuDNN 640 TFLOP/s, flash 371. Where a kernel does not run, the rank takes the next."""
 
 
-def choose_attention(request: PlanRequest, *, device: str) -> tuple[AttentionBackend, ...]:
+def choose_attention(request: PlanRequest, *, device: str, sequence_degree: int) -> tuple[AttentionBackend, ...]:
     """Kernels in the order in which a rank tries them; torch's own choice on CPUs and in mode `memory`.
 
+    Also where ranks share a call's tokens: only there are masks fitted to a rank's part.
+
     Raises:
-        PlanRequestError: cuDNN is asked for on a CPU.
+        PlanRequestError: cuDNN is asked for on a CPU, or any kernel but torch's own choice for split tokens.
     """
     stated = request.attention_backend
+    if sequence_degree > 1 and stated not in ("auto", AttentionBackend.NATIVE):
+        raise PlanRequestError(
+            f"attention_backend {stated} with sequence_degree {sequence_degree}: tokens are split over ranks for "
+            "native attention only; use native or auto, or sequence_degree 1"
+        )
     if stated != "auto":
         if stated is AttentionBackend.CUDNN and device == "cpu":
             raise PlanRequestError("attention_backend cudnn needs a GPU, and the device is cpu; use native or auto")
         return (AttentionBackend(stated),)
-    return _FASTEST_FIRST if _is_tuned(request, device) else (AttentionBackend.NATIVE,)
+    return _FASTEST_FIRST if _is_tuned(request, device) and sequence_degree == 1 else (AttentionBackend.NATIVE,)
 
 
 def choose_compilation(request: PlanRequest, *, device: str, sequence_degree: int) -> Compilation:

@@ -6,7 +6,7 @@ from planner.checkpoint import Checkpoint, Component
 from planner.costs import Workload, denoiser_tokens, hidden_size, uses_guidance
 from planner.degrees import Degrees
 from planner.errors import PlanRequestError
-from planner.plan import ComponentKind, Mode, PlanRequest
+from planner.plan import AttentionBackend, ComponentKind, Mode, PlanRequest
 from planner.tables import find_model
 
 UNSPLIT_CLASSES: Mapping[str, str] = {
@@ -49,9 +49,11 @@ def split_instead(checkpoint: Checkpoint, request: PlanRequest, stated: Degrees,
     """Degrees with split tokens that are worth trying beside the stated ones; the times decide between them.
 
     Only where the request asks for more GPUs than lanes use, and leaves the sequence degree open: no more ranks than
-    asked for are ever taken, and `memory` mode does not need it.
+    asked for are ever taken, and `memory` mode does not need it. Nor where an attention kernel is stated that tokens
+    cannot be split for.
     """
     is_open = request.num_ranks is not None and request.sequence_degree is None and not request.share_gpu
+    is_open = is_open and request.attention_backend in ("auto", AttentionBackend.NATIVE)
     if not is_open or device != "cuda" or request.mode is Mode.MEMORY or not _denoisers(checkpoint):
         return ()
     num_ranks = stated.num_ranks

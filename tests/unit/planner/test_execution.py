@@ -59,6 +59,18 @@ def test_cudnn_on_a_cpu_and_unknown_words_are_refused(wan: Checkpoint) -> None:
         PlanRequest.model_validate({"attention_backend": "fastest"})
 
 
+def test_split_tokens_leave_the_kernel_to_torch_and_blocks_uncompiled(wan: Checkpoint) -> None:
+    four = cluster_from_flags(gpus_per_node=4, gpu_type="H100")
+    plan = plan_group(wan, four, PlanRequest(sequence_degree=2))
+    assert plan.group.sequence_degree == 2
+    assert plan.attention_backends == (AttentionBackend.NATIVE,)
+    assert plan.compile is Compilation.NONE
+    with pytest.raises(PlanRequestError, match="native or auto, or sequence_degree 1"):
+        plan_group(wan, four, PlanRequest(sequence_degree=2, attention_backend=AttentionBackend.FLASH))
+    stated = plan_group(wan, four, PlanRequest(num_ranks=4, cfg_degree=2, attention_backend=AttentionBackend.FLASH))
+    assert stated.group.sequence_degree == 1
+
+
 def test_fallbacks_pin_less_and_are_complete(big: Checkpoint) -> None:
     # Everything fits, but keeping the encoder away is asked for: what is left to fall back to pins nothing.
     request = PlanRequest(mode=Mode.MEMORY)
