@@ -16,6 +16,10 @@ from workers.lanes import LaneLayout
 from workers.shared_host import NodeRanks
 from workers.wire import WireListener, new_key
 
+COLLECTIVE_TIMEOUT = datetime.timedelta(days=1)
+"""Of the process group, longer than any call: what ends a call that hangs is its own deadline (`call_watch`), which
+knows how long such calls take. By this one NCCL's watchdog would end a rank that only waits for a peer's compiler."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rendezvous:
@@ -62,7 +66,8 @@ def join_process_group(
 ) -> None:
     """Forms the group's process group. Every rank must call it; all return when all have joined.
 
-    NCCL carries device tensors (gloo where ranks share a GPU, which NCCL refuses), gloo host tensors.
+    `timeout_s` is for the rendezvous alone. NCCL carries device tensors (gloo where ranks share a GPU, which NCCL
+    refuses), gloo host tensors.
     """
     _bind_to_interface_of(rendezvous.host)
     timeout = datetime.timedelta(seconds=timeout_s)
@@ -76,7 +81,7 @@ def join_process_group(
         store=store,
         rank=world_rank,
         world_size=plan.group.num_ranks,
-        timeout=timeout,
+        timeout=COLLECTIVE_TIMEOUT,
         device_id=torch.device("cuda", torch.cuda.current_device()) if uses_nccl else None,
     )
 
