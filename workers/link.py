@@ -118,7 +118,7 @@ class Link:
         self.wire.send({**header, "value": message}, [tensor_bytes(tensor) for tensor in on_wire], timeout_s=timeout_s)
         for tensor in tensors:
             if self._by_group(tensor.device.type):
-                dist.send(_dense(tensor), dst=self.route.peer_rank, group=self.route.group)
+                dist.send(_bytes_of(_dense(tensor)), dst=self.route.peer_rank, group=self.route.group)
         self.sent_bytes += sum(tensor.nbytes for tensor in tensors)
 
     def _arrival(self, slot: int | None, layout: list[Any]) -> "_Arrival":
@@ -134,7 +134,7 @@ class Link:
             return self.received[arrival.slot]  # type: ignore[index]
         tensor = arrival.tensor
         if arrival.buffer is None:
-            dist.recv(arrival.dense, src=self.route.peer_rank, group=self.route.group)
+            dist.recv(_bytes_of(arrival.dense), src=self.route.peer_rank, group=self.route.group)
         if arrival.layout[2] != "cpu" and tensor.device != self.route.device:
             tensor = tensor.to(self.route.device)
         if arrival.slot is not None:
@@ -163,3 +163,8 @@ class _Arrival:
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
     order = dim_order(tensor)
     return (tensor if order is None else tensor.permute(order)).contiguous()
+
+
+def _bytes_of(dense: torch.Tensor) -> torch.Tensor:
+    """The memory of a contiguous tensor, (bytes,) uint8: NCCL knows few dtypes (no int16, no complex)."""
+    return dense.view(-1).view(torch.uint8)

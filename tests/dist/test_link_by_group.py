@@ -30,6 +30,9 @@ def views() -> dict[str, torch.Tensor]:
         "middle of a batch": base[:, 1:2],
         "expanded": torch.tensor(7.0).expand(5),
         "half precision, transposed": base[0, 0].half().t(),
+        "a dtype that NCCL does not know": base.to(torch.int16),
+        "complex, as rotary tables": torch.complex(base, base),
+        "no elements": base[:0],
     }
 
 
