@@ -3,6 +3,10 @@
 Ranks that share a call's tokens or weights meet in collectives. If one of them fails alone, or dies, or hangs, the
 leader may be waiting in a collective that never ends, on the one thread that reads the followers' answers. This thread
 looks at the connections meanwhile, without reading from them, and at the clock: the leader's own part may hang too.
+
+On a GPU the leader's thread can be stuck outside of calls as well: what it has sent, or is to receive, lies in the
+device's queue behind a peer that is gone, and whatever asks for a value next waits for ever. So connections that end
+are seen throughout a request.
 """
 
 import logging
@@ -17,6 +21,8 @@ from workers.wire import Wire
 
 logger = logging.getLogger(__name__)
 POLL_S = 0.25
+HANG_UP_GRACE_S = 1.0
+"""How long the leader's own thread has to find out by itself that a connection has ended."""
 _SLEEP_AFTER_S = 2.0
 _ERROR_START = b'{"op":"error"'
 """How a failed call's answer begins (`lanes.describe_error`)."""
@@ -37,6 +43,8 @@ class CallWatch:
         self._watched: Mapping[int, Wire] = {}
         self._call_end: _End | None = None
         self._request_end: _End | None = None
+        self._request_wires: Mapping[int, Wire] = {}
+        self._hung_up_at: float | None = None
         self._failed_at: float | None = None
         self._death: GroupDiedError | None = None
         self._is_closed = False
@@ -59,16 +67,17 @@ class CallWatch:
             raise self._death
 
     @contextmanager
-    def during_request(self, timeout_s: float | None) -> Iterator[None]:
-        """Watches the time of everything that a request does; None for no limit."""
+    def during_request(self, wires: Mapping[int, Wire], timeout_s: float | None) -> Iterator[None]:
+        """Watches everything that a request does: its time (None for no limit), and whether all peers are there."""
         with self._changed:
             self._request_end = None if timeout_s is None else _End.after(timeout_s, "a request")
+            self._request_wires, self._hung_up_at = wires, None
             self._wake()
         try:
             yield
         finally:
             with self._changed:
-                self._request_end = None
+                self._request_end, self._request_wires = None, {}
 
     def close(self) -> None:
         """Ends the thread."""
@@ -93,7 +102,7 @@ class CallWatch:
         with self._changed:
             idle_since = time.monotonic()
             while not self._is_closed and self._death is None:
-                is_idle = self._call_end is None and self._request_end is None
+                is_idle = self._call_end is None and self._request_end is None and not self._request_wires
                 idle_since = idle_since if is_idle else time.monotonic()
                 # Asleep between requests, so that an idle group costs nothing; not between calls, so that none of
                 # them has to wake a thread.
@@ -119,6 +128,11 @@ class CallWatch:
                 f"a call failed on rank {', '.join(map(str, failed))} alone, and the leader still waits for it after "
                 f"{self._failure_grace_s:g} s"
             )
+        gone = [rank for rank, wire in self._request_wires.items() if wire.has_hung_up()]
+        if gone and self._hung_up_at is None:
+            self._hung_up_at = now
+        if gone and self._hung_up_at is not None and now - self._hung_up_at > HANG_UP_GRACE_S:
+            return GroupDiedError(f"rank {', '.join(map(str, gone))} is gone, and the leader is stuck on its device")
         for end in (self._call_end, self._request_end):
             if end is not None and now > end.at:
                 return GroupDiedError(f"{end.what} did not end within {end.timeout_s:g} s: a rank hangs")

@@ -136,7 +136,8 @@ class Lanes:
 
     def during_request(self, deadline_s: float | None) -> AbstractContextManager[None]:
         """Around a request: one that is not over long after its own deadline has hung, wherever that is."""
-        return self._watch.during_request(None if deadline_s is None else deadline_s + self._pace.floor_s)
+        wires = {rank: link.wire for rank, link in self._links.items()}
+        return self._watch.during_request(wires, None if deadline_s is None else deadline_s + self._pace.floor_s)
 
     def start_request(self) -> None:
         """Followers forget the last request's tensors and start to count anew."""

@@ -115,6 +115,21 @@ class Wire:
         except OSError as error:
             raise GroupDiedError(f"the connection to {self.peer} broke: {error}") from error
 
+    def has_hung_up(self) -> bool:
+        """Whether the peer has closed the connection, or its process is gone; frames may still be unread.
+
+        Never waits, and reads nothing: any thread may ask, whatever the owner does.
+        """
+        descriptor = self._socket.fileno()
+        if descriptor < 0:
+            return False  # closed at this end
+        poll = select.poll()
+        poll.register(descriptor, select.POLLRDHUP)
+        try:
+            return bool(poll.poll(0))
+        except OSError:
+            return False
+
     def fileno(self) -> int:
         """For `select` and `poll`."""
         return self._socket.fileno()

@@ -90,10 +90,32 @@ def test_the_leaders_own_part_has_the_same_deadline() -> None:
 
 def test_a_request_that_outlives_its_time_between_calls_is_a_dead_group() -> None:
     watched = Watched()
-    with watched.watch.during_request(0.3):
+    with watched.watch.during_request({}, 0.3):
         with watched.watch.during({}, timeout_s=1000.0):
             pass
         assert "a request did not end within 0.3 s" in str(watched.deaths.get(timeout=30.0))
+
+
+def test_a_peer_that_goes_away_is_seen_while_the_leader_is_stuck_between_calls(ends: tuple[Wire, Wire]) -> None:
+    """As on a GPU: the last call has been answered, its result has not come, and the leader asks for a value."""
+    leader, follower = ends
+    watched = Watched()
+    with watched.watch.during_request({1: leader}, None):
+        with watched.watch.during({}, timeout_s=1000.0):
+            follower.send({"op": "done", "id": 1})
+        follower.close()
+        assert "rank 1 is gone" in str(watched.deaths.get(timeout=30.0))
+        assert leader.receive(lambda _, __: [], timeout_s=10.0) == {"op": "done", "id": 1}
+
+
+def test_a_connection_that_the_leader_has_given_up_itself_is_nothing_to_tell(ends: tuple[Wire, Wire]) -> None:
+    leader, follower = ends
+    assert not leader.has_hung_up()
+    follower.close()
+    while not leader.has_hung_up():
+        pass
+    leader.close()
+    assert not leader.has_hung_up()
 
 
 def test_a_watch_that_fell_asleep_sees_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
