@@ -29,6 +29,12 @@ def hardware() -> dict[str, Any]:
 
 def keep(name: str, rows: list[dict[str, Any]], *, folder: Path | None = None) -> None:
     """Writes `NAME.json` (into `$OUT` if that is set) and prints the rows."""
+    write(name, rows, folder=folder)
+    _print_table(rows)
+
+
+def write(name: str, rows: list[dict[str, Any]], *, folder: Path | None = None) -> None:
+    """Writes `NAME.json`, as `keep`; a file that is there already is replaced as a whole."""
     target = folder or Path(os.environ.get("OUT", RESULTS))
     target.mkdir(parents=True, exist_ok=True)
     record = {
@@ -38,7 +44,19 @@ def keep(name: str, rows: list[dict[str, Any]], *, folder: Path | None = None) -
         "hardware": hardware(),
         "rows": rows,
     }
-    (target / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    draft = target / f"{name}.json.part"
+    draft.write_text(json.dumps(record, indent=1) + "\n")
+    draft.replace(target / f"{name}.json")
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """A table for each `section` of the rows, with the columns that it has."""
+    for section in dict.fromkeys(row["section"] for row in rows):
+        print(f"\n== {section}")
+        _print_table([{key: row[key] for key in row if key != "section"} for row in rows if row["section"] == section])
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
     columns = list(dict.fromkeys(column for row in rows for column in row))
     print(" | ".join(columns))
     for row in rows:
@@ -46,6 +64,8 @@ def keep(name: str, rows: list[dict[str, Any]], *, folder: Path | None = None) -
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
