@@ -108,6 +108,7 @@ class Bench:
         self.scratch = scratch
         self.is_small = is_small
         self.device = "cpu" if is_small else "cuda"
+        self.epoch = 0
         self._alive: set[WorkerGroup] = set()
         self._writing = threading.Lock()
         self._began = time.monotonic()
@@ -143,9 +144,13 @@ class Bench:
 
     def start(self, plan: Plan, *, has_weights: bool, deadlines: CallDeadlines | None = None) -> WorkerGroup:
         """Starts a group and makes sure that multicast is off in every rank."""
+        epoch = self.epoch
         deadlines = deadlines or CallDeadlines(first_s=120.0, floor_s=45.0)
-        group = WorkerGroup.start(plan, timeout_s=120.0, deadlines=deadlines)
+        group = WorkerGroup.start(plan, timeout_s=400.0 if self.is_small else 120.0, deadlines=deadlines)
         self._alive.add(group)
+        if epoch != self.epoch:
+            self.stop(group)
+        self.check(epoch)
         if not self.is_small:
             for found in probe(group, environment, tuple(SAFE_ENVIRONMENT)):
                 assert found == SAFE_ENVIRONMENT, f"a rank lacks what keeps NVLink multicast off: {found}"
@@ -156,8 +161,14 @@ class Bench:
         self._alive.discard(group)
         group.shutdown()
 
+    def check(self, epoch: int) -> None:
+        """Raises if the section that began in this epoch is over: it must start nothing more."""
+        if epoch != self.epoch:
+            raise TimeoutError("the section ran out of time")
+
     def stop_all(self) -> None:
-        """Ends what a section that ran out of time has left."""
+        """Ends what a section has left, and begins a new epoch."""
+        self.epoch += 1
         for group in list(self._alive):
             self.stop(group)
 

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from workers.group import WorkerGroup
 
 NAME = "two_gpus"
 NUM_SERVED_STEPS = 50
+REFERENCES_LIMIT_S, SECTION_LIMIT_S = 200.0, 140.0
 GUIDED, UNGUIDED = 5.0, 1.0
 SECTIONS = ("cfg", "fsdp", "equality", "seam", "sequence", "faults")
 
@@ -74,9 +76,9 @@ class TwoGpus:
 
     def run(self) -> None:
         """The references of all sections, then section after section."""
-        self._bounded("references", self._measure_alone, limit_s=200.0)
+        self._bounded("references", self._measure_alone, limit_s=REFERENCES_LIMIT_S)
         for section in self._sections:
-            self._bounded(section, getattr(self, f"_{section}"), limit_s=140.0)
+            self._bounded(section, getattr(self, f"_{section}"), limit_s=SECTION_LIMIT_S)
 
     def add(self, section: str, **figures: Any) -> None:
         self.rows.append({"section": section, **figures})
@@ -84,7 +86,7 @@ class TwoGpus:
 
     def _bounded(self, section: str, action: Callable[[], None], *, limit_s: float) -> None:
         """Runs a section on a thread; whatever goes wrong in it is a row, and its groups end."""
-        left_s = min(limit_s, self._end - time.monotonic())
+        left_s = min(limit_s * (3 if self.bench.is_small else 1), self._end - time.monotonic())
         if left_s < 15.0:
             self.add(section, failed="skipped, no time left")
             return
@@ -112,9 +114,10 @@ class TwoGpus:
         wanted = {spec.label: spec for spec in specs}
         with ThreadPoolExecutor(1 if self.bench.is_small else 2) as pool:
             for label, spec in wanted.items():
-                pool.submit(self._attempt, f"reference {label}", lambda spec=spec: self._add_alone(spec))
+                pool.submit(self._attempt, f"reference {label}", partial(self._add_alone, spec, self.bench.epoch))
 
-    def _add_alone(self, spec: Spec) -> None:
+    def _add_alone(self, spec: Spec, epoch: int) -> None:
+        self.bench.check(epoch)
         outcome = self.alone[spec.label] = self.bench.measure(spec)
         self.add("reference", **_figures(outcome))
 
