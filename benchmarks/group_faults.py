@@ -16,7 +16,7 @@ import psutil
 import ray
 import torch
 
-from benchmarks.group_runs import LANES_AND_SHARDS, Bench, Spec
+from benchmarks.group_runs import LANES_AND_SHARDS, UNCOMPILED, Bench, Spec
 from benchmarks.rank_probes import is_device_busy, start
 from workers.call_pace import CallDeadlines
 from workers.calls import GenerateCall
@@ -81,7 +81,7 @@ class _Watched:
 
 def measure_faults(bench: Bench, on_row: Callable[[dict[str, Any]], None]) -> None:
     """Runs the cases one after the other; the group that one case fails over to is the next one's victim."""
-    spec = Spec("shapes", LANES_AND_SHARDS, (), choices={"compile": "none"}, dtype="float32")
+    spec = Spec("shapes", LANES_AND_SHARDS, (), choices=UNCOMPILED, dtype="float32")
     plan = bench.plan(spec)
     used_before = used_gpu_bytes()
     group = bench.start(plan, has_weights=True, deadlines=DEADLINES)

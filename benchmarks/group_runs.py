@@ -41,6 +41,7 @@ LANES = {"num_ranks": 2, "cfg_degree": 2, "sequence_degree": 1, "fsdp_degree": 1
 SHARDS = {"num_ranks": 2, "cfg_degree": 1, "sequence_degree": 1, "fsdp_degree": 2}
 LANES_AND_SHARDS = {"num_ranks": 2, "cfg_degree": 2, "sequence_degree": 1, "fsdp_degree": 2}
 SEQUENCE = {"num_ranks": 2, "cfg_degree": 1, "sequence_degree": 2, "fsdp_degree": 1}
+UNCOMPILED = {"compile": "none"}
 EAGER = {"compile": "none", "attention_backend": "native"}
 
 

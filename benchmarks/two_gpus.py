@@ -31,6 +31,7 @@ from benchmarks.group_runs import (
     SAFE_ENVIRONMENT,
     SEQUENCE,
     SHARDS,
+    UNCOMPILED,
     Bench,
     Outcome,
     Runs,
@@ -52,7 +53,10 @@ _QWEN = Spec("Qwen-Image", LANES, (Runs(GUIDED, short=2, long=10, decodes=True),
 _SHARDED = Spec("Wan 14B", SHARDS, (Runs(UNGUIDED, short=1, long=3),))
 _LANES_AND_SHARDS = Spec("Wan 14B", LANES_AND_SHARDS, (Runs(GUIDED, short=1, long=2),))
 _SEQUENCE = Spec("Wan 1.3B", SEQUENCE, (Runs(GUIDED, short=1, long=4),))
-_SHAPES = tuple(Spec("shapes", LANES, (Runs(4.0, short=1, long=6),), dtype=dtype) for dtype in ("float32", "float16"))
+_SHAPES = tuple(
+    Spec("shapes", LANES, (Runs(4.0, short=1, long=6),), choices=UNCOMPILED, dtype=dtype)
+    for dtype in ("float32", "float16")
+)
 REFERENCES: Mapping[str, tuple[Spec, ...]] = {
     "fsdp": (Spec("Wan 14B", ALONE, (Runs(UNGUIDED, short=1, long=3), Runs(GUIDED, short=1, long=2))),),
     "cfg": (replace(_QWEN, degrees=ALONE), replace(_WAN, degrees=ALONE)),
@@ -72,6 +76,7 @@ class TwoGpus:
         self._choices = {"compile": options.compile} if options.compile != "auto" else {}
         self._end = time.monotonic() + options.limit_s
         self._folder = options.folder
+        self._keeping = threading.Lock()
         self._sections = [section for section in SECTIONS if section in options.only]
 
     def run(self) -> None:
@@ -81,8 +86,10 @@ class TwoGpus:
             self._bounded(section, getattr(self, f"_{section}"), limit_s=SECTION_LIMIT_S)
 
     def add(self, section: str, **figures: Any) -> None:
-        self.rows.append({"section": section, **figures})
-        write(NAME, self.rows, folder=self._folder)
+        """Keeps a row at once; from any thread."""
+        with self._keeping:
+            self.rows.append({"section": section, **figures})
+            write(NAME, self.rows, folder=self._folder)
 
     def _bounded(self, section: str, action: Callable[[], None], *, limit_s: float) -> None:
         """Runs a section on a thread; whatever goes wrong in it is a row, and its groups end."""
@@ -127,7 +134,7 @@ class TwoGpus:
         return replace(spec, choices={**self._choices, **spec.choices}, runs=small)
 
     def _reference(self, spec: Spec, *, choices: Mapping[str, Any] | None = None) -> Outcome | None:
-        alone = self._spec(replace(spec, degrees=ALONE, choices=choices or {}))
+        alone = self._spec(replace(spec, degrees=ALONE, choices=spec.choices if choices is None else choices))
         return self.alone.get(alone.label)
 
     def _cfg(self) -> None:
@@ -233,7 +240,9 @@ def main(arguments: list[str] | None = None) -> int:
     from tests.ray_session import local_ray
 
     num_cpus, num_gpus = (8, 0) if options.small else (os.cpu_count() or 8, 2)
-    with tempfile.TemporaryDirectory() as scratch:
+    # Holes of files in memory read as zeros without taking any; on a disk they would fill the page cache.
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as scratch:
         bench = Bench(Path(scratch), is_small=options.small)
         with local_ray(num_cpus=num_cpus, num_gpus=num_gpus):
             bench.say("Ray is up")
@@ -245,4 +254,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # a thread of a section that was given up may still wait for a rank
