@@ -69,8 +69,7 @@ def time_steps(rank: Any, shape: tuple[int, ...], num_steps: int) -> dict[str, f
 
 
 def _time_steps(rank: Any, shape: tuple[int, ...], num_steps: int) -> dict[str, float]:
-    device = rank._device()
-    dtype = getattr(torch, rank._plan.dtype)
+    device, dtype = rank._device(), _dtype(rank)
     module, seam = rank._components.modules["transformer"], rank._leader.seam
     latents = torch.randn(shape, device=device, dtype=dtype)
     positive, negative = (torch.randn(EMBEDDINGS, device=device, dtype=dtype) for _ in range(2))
@@ -108,7 +107,7 @@ def answer_transfers(rank: Any, shape: tuple[int, ...], num_rounds: int) -> None
 
 def _exchange(rank: Any, shape: tuple[int, ...], num_rounds: int, *, is_first: bool) -> float:
     device = rank._device()
-    latents = torch.ones(shape, device=device, dtype=getattr(torch, rank._plan.dtype))
+    latents = torch.ones(shape, device=device, dtype=_dtype(rank))
     peer = 1 if is_first else 0
 
     def there_and_back() -> None:
@@ -120,6 +119,11 @@ def _exchange(rank: Any, shape: tuple[int, ...], num_rounds: int, *, is_first: b
             dist.send(latents, dst=peer)
 
     return _times(there_and_back, num_rounds, device)
+
+
+def _dtype(rank: Any) -> torch.dtype:
+    """Of the latents, as large models have it; whatever dtype the group's own model has."""
+    return torch.bfloat16 if rank._plan.device == "cuda" else torch.float32
 
 
 def _times(action: Callable[[], None], count: int, device: torch.device) -> float:
