@@ -152,9 +152,8 @@ class Bench:
         if epoch != self.epoch:
             self.stop(group)
         self.check(epoch)
-        if not self.is_small:
-            for found in probe(group, environment, tuple(SAFE_ENVIRONMENT)):
-                assert found == SAFE_ENVIRONMENT, f"a rank lacks what keeps NVLink multicast off: {found}"
+        for found in probe(group, environment, tuple(SAFE_ENVIRONMENT)):
+            assert found == SAFE_ENVIRONMENT, f"a rank lacks what keeps NVLink multicast off: {found}"
         probe(group, forget_peak if has_weights else fill_weights)
         return group
 
