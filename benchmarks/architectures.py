@@ -6,7 +6,7 @@ clocks higher on zeros).
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from workers.direct_load import TensorPlaces
 from workers.sharding import shard_rows
 from workers.stream_build import build_empty, component_class
 
@@ -238,18 +239,29 @@ def write_config(architecture: Architecture, folder: Path) -> None:
 
 
 def build_random(
-    architecture: Architecture, folder: Path, *, device: torch.device, dtype: torch.dtype = BF16, seed: int = 0
+    architecture: Architecture,
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = BF16,
+    seed: int = 0,
+    place: Callable[[nn.Module], TensorPlaces] | None = None,
 ) -> nn.Module:
     """The model with random weights made on `device`; peak: the model and its largest tensor.
 
     Args:
         folder: where `config.json` is written.
+        place: where the tensors are to lie; on the device if None. Their values are the same wherever they lie.
     """
     write_config(architecture, folder)
     module = build_empty(component_class(architecture.library, architecture.class_name), folder, dtype=dtype)
+    places = None if place is None else place(module)
     for name, parameter in list(module.named_parameters()):
         owner_name, _, attribute = name.rpartition(".")
-        values = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+        if places is None:
+            values = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+        else:
+            values = places.allocate(name, parameter.shape, parameter.dtype)
         module.get_submodule(owner_name)._parameters[attribute] = nn.Parameter(values, requires_grad=False)
     for owner in module.modules():
         for name, buffer in owner._buffers.items():

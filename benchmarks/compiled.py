@@ -89,7 +89,7 @@ def _compare(
     device = options.device.type
     request = PlanRequest(mode=Mode.SPEED)
     backend = choose_attention_kernel(
-        module, choose_attention(request, device=device), device=options.device, dtype=options.dtype
+        module, choose_attention(request, device=device, sequence_degree=1), device=options.device, dtype=options.dtype
     )
     cache_norms(module)
     if choose_compilation(request, device=device, sequence_degree=1) is Compilation.BLOCKS or options.is_small:

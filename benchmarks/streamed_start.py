@@ -3,10 +3,9 @@ diffusers' group offloading.
 
     python -m benchmarks.streamed_start [--small]
 
-The files are in the page cache on both sides.
+The files are in memory on both sides.
 """
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import nn
 
 from benchmarks import architectures as arch
 from benchmarks.loading import write_checkpoint
-from benchmarks.measuring import Options, free, peak_gib, read_options, time_once
+from benchmarks.measuring import Options, free, peak_gib, read_options, scratch_in_memory, time_once
 from benchmarks.record import keep
 from workers.direct_load import load_component
 from workers.stream_build import component_class
@@ -31,7 +30,7 @@ def run(options: Options) -> list[dict[str, Any]]:
     architecture = arch.SMALL_WAN if options.is_small else arch.WAN_14B
     shape = arch.Shape(64, 64, 5, text_tokens=8) if options.is_small else arch.VIDEO_480P[9]
     inputs = arch.denoiser_inputs(architecture, shape, options.device, options.dtype)
-    with tempfile.TemporaryDirectory() as name:
+    with scratch_in_memory() as name:
         folder = Path(name)
         write_checkpoint(architecture, folder, options)
         sides: dict[str, Callable[[], nn.Module]] = {

@@ -7,6 +7,8 @@ The same weights on all sides; `equal` says whether the result is the resident o
 
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,19 @@ from benchmarks import architectures as arch
 from benchmarks.measuring import Options, free, peak_gib, pinned_copy_gb_s, read_options, time_call, time_once
 from benchmarks.record import keep
 from planner.costs import knee
-from workers.streaming import apply_streaming
+from workers.stream_engine import HostMemory
+from workers.streaming import apply_streaming, streaming_place
 
 NAME = "streaming"
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A way to hold the weights: how the model is made, and how it is set up (this is timed)."""
+
+    name: str
+    build: Callable[[Path], nn.Module]
+    set_up: Callable[[nn.Module], Any]
 
 
 def run(options: Options) -> list[dict[str, Any]]:
@@ -28,46 +40,57 @@ def run(options: Options) -> list[dict[str, Any]]:
     shapes = {5: arch.Shape(64, 64, 5, text_tokens=8)} if options.is_small else arch.VIDEO_480P
     copy_gb_s = pinned_copy_gb_s(options)
     rows: list[dict[str, Any]] = []
+    resident: dict[int, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-
-        def build() -> nn.Module:
-            return arch.build_random(architecture, Path(folder), device=options.device, dtype=options.dtype)
-
-        resident = _measure("resident", build(), architecture, shapes, options)
-        rows += _rows(resident, resident)
-        for name, prepare in _sides(options, resident, copy_gb_s, num_blocks=architecture.config["num_layers"]):
+        for side in _sides(architecture, options, resident, copy_gb_s):
             free(options.device)
-            module = build().to("cpu")
+            build_s, module = time_once(lambda side=side: side.build(Path(folder)), options)
             free(options.device)
-            setup_s, _ = time_once(lambda prepare=prepare, module=module: prepare(module), options)
-            rows += _rows(_measure(name, module, architecture, shapes, options), resident, setup_s=setup_s)
-            del module
+            setup_s, _ = time_once(lambda side=side, module=module: side.set_up(module), options)
+            found = _measure(side.name, module, architecture, shapes, options)
+            resident.update({} if resident else found)
+            rows += _rows(found, resident, setup_s=setup_s)
+            print(f"{side.name}: built in {build_s:.1f} s, set up in {setup_s:.1f} s", flush=True)
+            keep(NAME, rows)
+            del module, found
     return rows
 
 
 def _sides(
-    options: Options, resident: dict[int, dict[str, Any]], copy_gb_s: float, *, num_blocks: int
-) -> Iterator[tuple[str, Callable[[nn.Module], Any]]]:
-    yield "all streamed", lambda module: apply_streaming(module, device=options.device)
+    architecture: arch.Architecture, options: Options, resident: dict[int, dict[str, Any]], copy_gb_s: float
+) -> Iterator[Side]:
+    build = partial(arch.build_random, architecture, device=options.device, dtype=options.dtype)
+    yield Side("resident", build, lambda module: module)
+    yield _streamed("all streamed", build, options, k=0)
+    num_blocks = architecture.config["num_layers"]
     sizes = resident[next(iter(resident))]["block_bytes"]
     ks = {
         knee(compute_s=row["ms"] / 1e3, block_bytes=sizes, num_blocks=num_blocks, copy_gb_s=copy_gb_s)
         for row in resident.values()
     }
     for k in sorted(ks - {0, num_blocks}):
-        yield (
-            f"streamed, {k} resident",
-            lambda module, k=k: apply_streaming(module, device=options.device, num_resident_blocks=k),
-        )
-    yield (
+        yield _streamed(f"streamed, {k} resident", build, options, k=k)
+    yield Side(
         "diffusers group offload",
-        lambda module: module.enable_group_offload(
+        lambda folder: build(folder).to("cpu"),
+        lambda module: module.enable_group_offload(  # type: ignore[operator]
             onload_device=options.device,
             offload_device=torch.device("cpu"),
             offload_type="block_level",
             num_blocks_per_group=1,
             use_stream=options.device.type == "cuda",
         ),
+    )
+
+
+def _streamed(name: str, build: Callable[..., nn.Module], options: Options, *, k: int) -> Side:
+    """Built straight into the flat host buffers, as a checkpoint is loaded."""
+    host = HostMemory(pin=options.device.type == "cuda")
+    place = streaming_place(device=options.device, num_resident_blocks=k, host=host)
+    return Side(
+        name,
+        lambda folder: build(folder, place=place),
+        lambda module: apply_streaming(module, device=options.device, num_resident_blocks=k, host=host),
     )
 
 
@@ -108,4 +131,4 @@ def _rows(
 
 
 if __name__ == "__main__":
-    keep(NAME, run(read_options(__doc__)))
+    run(read_options(__doc__))

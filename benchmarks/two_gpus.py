@@ -11,7 +11,6 @@ on two CPU ranks over gloo, and measures nothing.
 import argparse
 import os
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -38,6 +37,7 @@ from benchmarks.group_runs import (
     Spec,
     difference,
 )
+from benchmarks.measuring import scratch_in_memory
 from benchmarks.record import print_rows, write
 from benchmarks.seam_over_group import measure_seam
 from workers.group import WorkerGroup
@@ -240,9 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
     from tests.ray_session import local_ray
 
     num_cpus, num_gpus = (8, 0) if options.small else (os.cpu_count() or 8, 2)
-    # Holes of files in memory read as zeros without taking any; on a disk they would fill the page cache.
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as scratch:
+    with scratch_in_memory() as scratch:
         bench = Bench(Path(scratch), is_small=options.small)
         with local_ray(num_cpus=num_cpus, num_gpus=num_gpus):
             bench.say("Ray is up")

@@ -1,6 +1,5 @@
 """A request as it is served (prompt, steps, decode), on the planner's placement and on diffusers' offloading."""
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from benchmarks import architectures as arch
-from benchmarks.measuring import GIB, Options, free, peak_gib, time_once
+from benchmarks.measuring import GIB, Options, free, peak_gib, scratch_in_memory, time_once
 from planner.checkpoint import read_checkpoint
 from planner.cluster import Cluster, cluster_from_flags
 from planner.plan import Compilation, Mode, Plan, PlanRequest, Residency
@@ -52,7 +51,7 @@ class Ballast:
 def measure_side(side: Side, request: arch.Request, options: Options, *, limit_gib: float | None) -> dict[str, Any]:
     """One side: set-up, a first request (with compilation), and one that counts. Out of memory is a result too."""
     free(options.device)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_in_memory() as folder:
         prepare = _prepare_ours if side == "heliograph auto" else _prepare_diffusers
         setup_s, prepared = time_once(lambda: prepare(side, request, Path(folder), options, limit_gib), options)
     free(options.device)

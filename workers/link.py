@@ -167,4 +167,6 @@ def _dense(tensor: torch.Tensor) -> torch.Tensor:
 
 def _bytes_of(dense: torch.Tensor) -> torch.Tensor:
     """The memory of a contiguous tensor, (bytes,) uint8: NCCL knows few dtypes (no int16, no complex)."""
-    return dense.view(-1).view(torch.uint8)
+    flat = dense.view(-1)
+    # One element that was expanded has stride 0 and still counts as contiguous; it cannot be seen as bytes.
+    return flat.as_strided(flat.shape, (1,)).view(torch.uint8)
