@@ -28,7 +28,7 @@ NUM_NODES = 1000
 START_S = 120.0
 PICTURE_S, VIDEO_S, LONG_VIDEO_S = 4.0, 60.0, 600.0
 MIX = ((PICTURE_S, 0.90), (VIDEO_S, 0.09), (LONG_VIDEO_S, 0.01))
-SCALING = {
+SCALING: dict[str, Any] = {
     "min_replicas": 10, "max_replicas": NUM_NODES, "target_gpu_seconds": 60.0,
     "up_delay_s": 10.0, "down_delay_s": 300.0, "to_zero_delay_s": 900.0,
 }  # fmt: skip
@@ -142,7 +142,7 @@ class ServeDefault:
         desired, _ = replica_queue_length_autoscaling_policy(context)
         wanted = min(max(math.ceil(desired), self._config.min_replicas), NUM_NODES)
         count, self._state = _apply_delay_logic(wanted, cluster.target, self._config, self._state, _now=cluster.now)
-        return count
+        return int(count)
 
 
 class WaitingWork:

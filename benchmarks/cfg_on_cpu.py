@@ -55,7 +55,9 @@ def main() -> None:
 
 def _load(checkpoint: Path) -> torch.nn.Module:
     """With weights where the allocator puts them: CPUs add in another order for a mapped file's odd addresses."""
-    module = WanTransformer3DModel.from_pretrained(checkpoint, subfolder="transformer", torch_dtype=torch.float32)
+    module: torch.nn.Module = WanTransformer3DModel.from_pretrained(
+        checkpoint, subfolder="transformer", torch_dtype=torch.float32
+    )
     for parameter in module.parameters():
         parameter.data = parameter.data.clone()
     return module.eval()

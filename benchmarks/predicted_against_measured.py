@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,10 +241,10 @@ def _measure(
     call_s: list[float] = []
     for name in denoisers:
         arguments = _arguments(modules[name], plan, rows=rows, device=device, dtype=dtype)
-        call_s.append(_time(lambda module=modules[name], given=arguments: module(**given), device))
+        call_s.append(_time(partial(modules[name], **arguments), device))
     peaks |= _peak("denoise", device)
     turns.unload_all()
-    vae = modules["vae"]
+    vae: Any = modules["vae"]
     latents = _latents(checkpoint, plan, device=device, dtype=dtype)
     vae.decode(latents, return_dict=False)
     peaks |= _peak("decode", device)
@@ -293,7 +294,8 @@ def build_random(build: Callable[[], Any], *, device: torch.device, dtype: torch
 
 def _arguments(module: nn.Module, plan: Plan, *, rows: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Inputs of one denoiser call at the planned shape."""
-    shape, config = plan.shape, dict(module.config)  # type: ignore[call-overload]
+    model: Any = module
+    shape, config = plan.shape, dict(model.config)
     assert shape is not None
     height, width = shape.height // 8, shape.width // 8
 

@@ -84,7 +84,8 @@ def _plain_step(tokens: int) -> Step:
 
     def step() -> torch.Tensor:
         first = module(**_arguments(latents), encoder_hidden_states=embeddings)[0]
-        return first + 4.0 * (first - first)
+        result: torch.Tensor = first + 4.0 * (first - first)
+        return result
 
     return step
 
@@ -106,7 +107,8 @@ def _seam_step(tokens: int, links: dict[int, Link]) -> Step:
         if num_ranks == 2:
             second = module(**arguments, encoder_hidden_states=negative)[0]
         seam.end_step()
-        return wait_all(second + 4.0 * (first - second))  # a scheduler's step waits
+        result: torch.Tensor = wait_all(second + 4.0 * (first - second))  # a scheduler's step waits
+        return result
 
     return step
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import FileStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 
 from benchmarks import architectures as arch
 from benchmarks.measuring import Options, free, peak_gib, read_options, time_call
 from benchmarks.record import keep
+from workers.compilation import compile_blocks
 from workers.sharding import apply_sharding
 
 NAME = "sharded_alone"
@@ -23,38 +25,51 @@ NAME = "sharded_alone"
 
 def run(options: Options) -> list[dict[str, Any]]:
     """One row a length and side."""
-    architecture = arch.SMALL_WAN if options.is_small else arch.WAN_1_3B
     shapes = [arch.Shape(64, 64, 5, text_tokens=8)] if options.is_small else list(arch.VIDEO_480P.values())
-    inputs = {
-        shape.num_frames: arch.denoiser_inputs(architecture, shape, options.device, options.dtype) for shape in shapes
-    }
     with tempfile.TemporaryDirectory() as folder:
-        module = arch.build_random(architecture, Path(folder), device=options.device, dtype=options.dtype)
-        free(options.device)
-        plain = [_measure("unsharded", module, frames, given, options) for frames, given in inputs.items()]
-        store = dist.FileStore(f"{folder}/rendezvous", 1)
+        store = FileStore(f"{folder}/rendezvous", 1)
         dist.init_process_group("nccl" if options.device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
         try:
-            apply_sharding(module, mesh=init_device_mesh(options.device.type, (1,)))
-            free(options.device)
-            sharded = [
-                _measure("sharded, world of 1", module, frames, given, options) for frames, given in inputs.items()
+            return [
+                row
+                for blocks in ("eager", "compiled")
+                for row in _compare(Path(folder), shapes, options, is_compiled=blocks == "compiled")
             ]
         finally:
             dist.destroy_process_group()
-    for (reference, expected), (row, result) in zip([*plain, *plain], [*plain, *sharded], strict=True):
-        row["ratio"] = row["ms"] / reference["ms"]
-        row["equal"] = torch.equal(result, expected)
-    return [row for pair in zip(plain, sharded, strict=True) for row, _ in pair]
+
+
+def _compare(folder: Path, shapes: list[arch.Shape], options: Options, *, is_compiled: bool) -> list[dict[str, Any]]:
+    architecture = arch.SMALL_WAN if options.is_small else arch.WAN_1_3B
+    module = arch.build_random(architecture, folder, device=options.device, dtype=options.dtype)
+    if is_compiled:
+        compile_blocks(module, backend="aot_eager" if options.is_small else "inductor")
+    inputs = {
+        shape.num_frames: arch.denoiser_inputs(architecture, shape, options.device, options.dtype) for shape in shapes
+    }
+    plain = [_measure(module, frames, given, options) for frames, given in inputs.items()]
+    apply_sharding(module, mesh=init_device_mesh(options.device.type, (1,)))
+    sharded = [_measure(module, frames, given, options) for frames, given in inputs.items()]
+    blocks = "compiled" if is_compiled else "eager"
+    return [
+        {
+            "frames": row["frames"], "blocks": blocks, "side": side, "ms": row["ms"],
+            "ratio": row["ms"] / reference["ms"], "peak_gib": row["peak_gib"],
+            "equal": torch.equal(result, expected),
+        }
+        for (reference, expected), pair in zip(plain, sharded, strict=True)
+        for side, (row, result) in (("unsharded", (reference, expected)), ("sharded, world of 1", pair))
+    ]  # fmt: skip
 
 
 def _measure(
-    side: str, module: torch.nn.Module, frames: int, inputs: dict[str, Any], options: Options
+    module: torch.nn.Module, frames: int, inputs: dict[str, Any], options: Options
 ) -> tuple[dict[str, Any], torch.Tensor]:
+    free(options.device)
     milliseconds = time_call(lambda: module(**inputs, return_dict=False), options)
     with torch.no_grad():
         result = module(**inputs, return_dict=False)[0].clone()
-    return {"frames": frames, "side": side, "ms": milliseconds, "peak_gib": peak_gib(options.device)}, result
+    return {"frames": frames, "ms": milliseconds, "peak_gib": peak_gib(options.device)}, result
 
 
 if __name__ == "__main__":

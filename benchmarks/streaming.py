@@ -44,9 +44,9 @@ def run(options: Options) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         for side in _sides(architecture, options, resident, copy_gb_s):
             free(options.device)
-            build_s, module = time_once(lambda side=side: side.build(Path(folder)), options)
+            build_s, module = time_once(partial(side.build, Path(folder)), options)
             free(options.device)
-            setup_s, _ = time_once(lambda side=side, module=module: side.set_up(module), options)
+            setup_s, _ = time_once(partial(side.set_up, module), options)
             found = _measure(side.name, module, architecture, shapes, options)
             resident.update({} if resident else found)
             rows += _rows(found, resident, setup_s=setup_s)
@@ -103,7 +103,7 @@ def _measure(
     for frames, shape in shapes.items():
         inputs = arch.denoiser_inputs(architecture, shape, options.device, options.dtype)
         free(options.device)
-        milliseconds = time_call(lambda inputs=inputs: module(**inputs, return_dict=False), options)
+        milliseconds = time_call(partial(module, **inputs, return_dict=False), options)
         with torch.no_grad():
             result = module(**inputs, return_dict=False)[0].cpu()
         found[frames] = {
