@@ -1,85 +1,206 @@
 """What can go wrong under `benchmarks.chaos`: real signals to real processes, and clients that misbehave."""
 
-import os
+import math
 import random
 import signal
+import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
 
-import psutil
-
+from benchmarks import chaos_processes as processes
+from benchmarks.chaos_client import ANSWER_TIMEOUT_S, MAX_TRIES, Ask, Entry, LedgerClient, in_thread
+from benchmarks.chaos_processes import is_gone, pids_of, signal_one_of, wait_until
+from benchmarks.chaos_site import LONG, MIDDLE, SHORT, Site
 from planner.actor import get_planner_actor
 
-OVERLOAD = 80  # five times what two ingress replicas admit at eight each
+MID_STEP = 2
+# Latents of some hundred PiB: more than a process has addresses, so that no machine tries.
+HUGE = {"prompt": "a red circle", "seed": 1, "size": "999936x999936", "num_frames": 400_001}
+STAGES = ("sent", "queued", "encode", "denoise", "decode")
+OVERLOAD = 5.0
+OVERLOAD_S = 180.0
+OVERLOAD_REQUESTS = 2000
+_PATIENCE_S = MAX_TRIES * ANSWER_TIMEOUT_S + 60
+_Facts = dict[str, float]
 
 
-class Target(Protocol):
-    """What faults need of the service's client."""
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a round showed: its requests, and what was measured (seconds, counts)."""
 
-    def picture(self, seed: int) -> Any: ...
-    def leave_in_mid_step(self, seed: int) -> Any: ...
-
-
-Fault = Callable[[Target, Executor], list["Future[Any]"]]
-"""Does the fault; returns the answers to requests that were part of it."""
+    entries: Sequence[Entry]
+    facts: _Facts
 
 
-def pids_of(start: str) -> list[int]:
-    """Processes whose command line begins so; Ray's workers are descendants of this process."""
-    return sorted(p.pid for p in psutil.Process().children(recursive=True) if _command_line(p).startswith(start))
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One kind of harm.
+
+    Attributes:
+        num_rounds: in a full run.
+        run: one round.
+    """
+
+    num_rounds: int
+    run: Callable[[Site], Result]
 
 
-def wait_until(condition: Callable[[], bool], what: str, *, timeout_s: float) -> None:
-    """Polls a condition; raises with what was waited for."""
-    end = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError(f"not in {timeout_s:g} s: {what}")
-        time.sleep(0.1)
+def under_load(site: Site, harm: Callable[[], _Facts], *, num_pictures: int = 13, num_jobs: int = 6) -> Result:
+    """Requests of which one is in mid-step, the harm, every answer, and the service whole again.
+
+    Facts: those of the harm; `answer_s`, until the request in mid-step was answered; `restored_s`, until every process
+    was there and healthy; both from the harm on.
+    """
+    begun = threading.Event()
+    watched = in_thread(site.client.watched_picture, LONG, _at_step(begun.set))
+    if not begun.wait(ANSWER_TIMEOUT_S):
+        raise TimeoutError("no step was made")
+    accepted = [threading.Event() for _ in range(num_jobs)]
+    others = [in_thread(site.client.picture, SHORT[index % 2]) for index in range(num_pictures)]
+    others += [in_thread(site.client.job, SHORT[index % 2], event) for index, event in enumerate(accepted)]
+    for event in accepted:
+        event.wait(ANSWER_TIMEOUT_S)
+    start = time.monotonic()
+    answered: list[float] = []
+    watched.add_done_callback(lambda _: answered.append(time.monotonic() - start))
+    facts = harm()
+    restored = time.monotonic() - start
+    restored += site.wait_until_whole()
+    entries = collect([watched, *others])
+    return Result(entries, {**facts, "answer_s": answered[0], "restored_s": restored})
 
 
-def _signal_one_of(start: str, number: signal.Signals) -> Fault:
-    def act(_: Target, __: Executor) -> list["Future[Any]"]:
-        wait_until(lambda: bool(pids_of(start)), f"a process {start}", timeout_s=30)
-        os.kill(random.choice(pids_of(start)), number)
-        return []
+def collect(futures: Sequence["Future[Entry]"]) -> list[Entry]:
+    """All entries. A request that is never over is lost."""
+    entries = []
+    for future in futures:
+        try:
+            entries.append(future.result(timeout=_PATIENCE_S))
+        except TimeoutError:
+            entries.append(Entry("picture", "lost", 0, "no end"))
+    return entries
 
-    return act
+
+def _signalled(start: str, number: signal.Signals, *, seen_by: str | None = None) -> Callable[[Site], Result]:
+    """A round with a signal to one process. `seen_s`: until the processes `seen_by`, which depend on it, have ended."""
+
+    def harm() -> _Facts:
+        witnesses = pids_of(seen_by) if seen_by else []
+        signal_one_of(start, number)
+        if not witnesses:
+            return {}
+        return {"seen_s": wait_until(lambda: all(map(is_gone, witnesses)), f"the end of {seen_by}", timeout_s=60)}
+
+    return lambda site: under_load(site, harm)
 
 
-def _kill_planner(target: Target, pool: Executor) -> list["Future[Any]"]:
+def _kill_planner(site: Site) -> Result:
     """Serving does without it: it is there for the next deploy, and gone when nobody holds it."""
-    held = get_planner_actor()
-    try:
-        return _signal_one_of("ray::PlannerActor", signal.SIGKILL)(target, pool)
-    finally:
+
+    def harm() -> _Facts:
+        held = get_planner_actor()
+        signal_one_of(processes.PLANNER, signal.SIGKILL)
         del held
+        return {}
+
+    return under_load(site, harm)
 
 
-def _disconnect(service: Target, pool: Executor) -> list["Future[Any]"]:
-    return [pool.submit(service.leave_in_mid_step, 12) for _ in range(3)]
+def _run_out_of_memory(site: Site) -> Result:
+    """A request beyond all memory among others; those are right, and the same processes make them."""
+    before = pids_of(processes.RANK)
+    begin = time.monotonic()
+    around = [in_thread(site.client.picture, SHORT[index % 2]) for index in range(4)]
+    code = site.client.video_error(HUGE)
+    huge = Entry("huge", "failed" if code == "out_of_memory" else "lost", 0, code)
+    entries = [*collect(around), *(site.client.picture(SHORT[index % 2]) for index in range(5))]
+    same = pids_of(processes.RANK) == before
+    return Result([huge, *entries], {"same_processes": float(same), "round_s": time.monotonic() - begin})
 
 
-def _overload(service: Target, pool: Executor) -> list["Future[Any]"]:
-    return [pool.submit(service.picture, 11 + index % 3) for index in range(OVERLOAD)]
+def _clients_leave(site: Site) -> Result:
+    """One client leaves at a random stage; the next ones get their pictures. `free_s`: until the first of them does."""
+    stage = random.choice(STAGES)
+    left = site.client.leave_at(stage, LONG)
+    start = time.monotonic()
+    first = site.client.picture(SHORT[1])
+    free_s = time.monotonic() - start
+    return Result([left, first, site.client.picture(SHORT[0]), site.client.picture(SHORT[1])], {"free_s": free_s})
 
 
-def _command_line(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:  # it ended while we looked
-        return ""
+def _overload(site: Site) -> Result:
+    """Five times as many requests a second as one after the other are made, for three minutes, each sent once.
+
+    Facts: `alone_s`, a request's time on the idle service; `refused_p50_s`, `refused_p99_s`; `accepted_p99_s`;
+    `queueing_s`, the time that the last of a full queue has to wait for on the idle service.
+    """
+    alone_s = _mean_seconds(site.client, MIDDLE)
+    pause_s = alone_s / OVERLOAD
+    count = min(OVERLOAD_REQUESTS, math.ceil(OVERLOAD_S / pause_s))
+    begin, futures = time.monotonic(), []
+    for index in range(count):
+        time.sleep(max(begin + index * pause_s - time.monotonic(), 0.0))
+        futures.append(in_thread(lambda: site.client.picture(MIDDLE, max_tries=1)))
+    sent_s = time.monotonic() - begin
+    entries = collect(futures)
+    refused = sorted(entry.seconds for entry in entries if entry.outcome == "refused")
+    accepted = sorted(entry.seconds for entry in entries if entry.outcome == "equal")
+    places = site.settings.max_queued_requests * site.settings.num_ingress_replicas
+    facts = {
+        "alone_s": alone_s, "sent_s": sent_s, "refused_p50_s": quantile(refused, 0.5),
+        "refused_p99_s": quantile(refused, 0.99), "accepted_p99_s": quantile(accepted, 0.99),
+        "queueing_s": alone_s * places, "restored_s": site.wait_until_whole(),
+    }  # fmt: skip
+    return Result(entries, facts)
+
+
+def _poison(site: Site) -> Result:
+    """A request under which a rank dies each time, among good ones: refused at the third death, the good are made."""
+    ask = Ask(seed=random.randrange(10**6, 10**9), num_steps=LONG.num_steps)
+    killed: set[int] = set()
+    good = [in_thread(site.client.picture, SHORT[index % 2]) for index in range(10)]
+    good += [in_thread(site.client.job, SHORT[index % 2]) for index in range(10)]
+
+    def kill() -> None:
+        if not killed & set(ranks := pids_of(processes.RANK)):
+            signal_one_of(processes.RANK, signal.SIGKILL)
+            killed.update(ranks)
+
+    begin = time.monotonic()
+    entry = site.client.watched_picture(ask, _at_step(kill))
+    is_refused = entry.detail == "request_kills_groups"
+    poison = replace(entry, kind="poison", outcome="refused" if is_refused else "lost")
+    entries = [poison, *collect(good)]
+    site.wait_until_whole()
+    return Result(entries, {"num_deaths": float(len(killed) // 2), "round_s": time.monotonic() - begin})
+
+
+def _mean_seconds(client: LedgerClient, ask: Ask, *, num_times: int = 5) -> float:
+    return sum(client.picture(ask).seconds for _ in range(num_times)) / num_times
+
+
+def _at_step(act: Callable[[], Any]) -> Callable[[int], None]:
+    return lambda step: act() if step >= MID_STEP else None
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The value below which a share of the ordered values lies; NaN of none."""
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else math.nan
 
 
 FAULTS: dict[str, Fault] = {
-    "rank_killed": _signal_one_of("ray::RankActor", signal.SIGKILL),
-    "rank_stopped": _signal_one_of("ray::RankActor", signal.SIGSTOP),
-    "coordinator_killed": _signal_one_of("ray::ServeReplica:heliograph:Group", signal.SIGKILL),
-    "ingress_killed": _signal_one_of("ray::ServeReplica:heliograph:Ingress", signal.SIGKILL),
-    "controller_killed": _signal_one_of("ray::ServeController", signal.SIGKILL),
-    "planner_killed": _kill_planner,
-    "clients_leave": _disconnect,
-    "overload": _overload,
+    "rank_killed": Fault(30, _signalled(processes.RANK, signal.SIGKILL, seen_by=processes.COORDINATOR)),
+    "rank_stopped": Fault(5, _signalled(processes.RANK, signal.SIGSTOP, seen_by=processes.COORDINATOR)),
+    "coordinator_killed": Fault(5, _signalled(processes.COORDINATOR, signal.SIGKILL, seen_by=processes.RANK)),
+    "ingress_killed": Fault(5, _signalled(processes.INGRESS, signal.SIGKILL)),
+    "controller_killed": Fault(5, _signalled(processes.CONTROLLER, signal.SIGKILL)),
+    "proxy_killed": Fault(5, _signalled(processes.PROXY, signal.SIGKILL)),
+    "planner_killed": Fault(5, _kill_planner),
+    "out_of_memory": Fault(30, _run_out_of_memory),
+    "clients_leave": Fault(50, _clients_leave),
+    "poison": Fault(5, _poison),
+    "overload": Fault(1, _overload),
 }

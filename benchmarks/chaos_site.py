@@ -1,0 +1,98 @@
+"""A service to do harm to: a Ray of its own, the embedded checkpoint on two CPU ranks, two ingress replicas."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+
+from benchmarks.chaos_client import Ask, LedgerClient
+from benchmarks.chaos_processes import count_processes, wait_until
+from deployments.local_ray import local_ray
+from deployments.local_serve import find_port, run_app
+from deployments.settings import AppSettings
+
+SHAPES = Path(__file__).parent.parent / "checkpoints" / "shapes"
+LONG = Ask(seed=11, num_steps=150)
+SHORT = (Ask(seed=12, num_steps=3), Ask(seed=13, num_steps=2))
+MIDDLE = Ask(seed=14, num_steps=20)
+MAX_QUEUED = 24
+HOST = "127.0.0.1"
+_HEALTHY_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A running service.
+
+    Attributes:
+        client: asks it.
+        settings: what it was started with.
+        start_s: from the deploy to the first healthy answer.
+        processes: how many of each kind there are when all is well.
+    """
+
+    client: LedgerClient
+    settings: AppSettings
+    start_s: float
+    processes: dict[str, int] = field(default_factory=dict)
+
+    def is_whole(self) -> bool:
+        """Whether every process is there again and all ranks of a group answer."""
+        return count_processes() == self.processes and self.client.health()[1] == "ok"
+
+    def wait_until_whole(self) -> float:
+        """Waits for it; the seconds that it took."""
+        return wait_until(self.is_whole, "the service as it was", timeout_s=_HEALTHY_TIMEOUT_S)
+
+
+def make_settings(folder: Path, **values: Any) -> AppSettings:
+    """The app's settings, with quick leases and deadlines that suit a tiny model."""
+    return AppSettings.model_validate(
+        {
+            "checkpoint": str(SHAPES),
+            "plan": {"device": "cpu", "num_ranks": 2, "cfg_degree": 2, "cpus_per_rank": 1},
+            "limits": {"max_steps": 1000, "max_pixels": 2**60, "max_frames": 2**20},
+            "max_queued_requests": MAX_QUEUED,
+            "step_deadline_floor_s": 10.0,
+            "request_timeout_s": 140.0,
+            "jobs": {"lease_s": 3.0},
+            "state": {"folder": str(folder)},
+            **values,
+        }
+    )
+
+
+@contextmanager
+def running_site(folder: Path) -> Iterator[Site]:
+    """Starts Ray and the app; both are gone afterwards."""
+    with local_ray(num_cpus=8, num_gpus=0):
+        settings = make_settings(folder)
+        port, begin = find_port(HOST, 0), time.monotonic()
+        run_app(settings, host=HOST, port=port, logs=log_folder())
+        with site_at(port, settings, begin) as site:
+            yield site
+        serve.shutdown()  # not after an error or an interrupt: it would wait for requests, and Ray ends anyway
+
+
+@contextmanager
+def site_at(port: int, settings: AppSettings, begin: float) -> Iterator[Site]:
+    """The site on a port once it is healthy, with all pictures learnt. `begin`: when the deploy began."""
+    client = LedgerClient(f"http://{HOST}:{port}")
+    try:
+        wait_until(lambda: client.health()[1] == "ok", "health", timeout_s=_HEALTHY_TIMEOUT_S)
+        start_s = time.monotonic() - begin
+        client.learn([LONG, MIDDLE, *SHORT])
+        wait_until(lambda: client.health()[1] == "ok", "health", timeout_s=_HEALTHY_TIMEOUT_S)
+        yield Site(client, settings, start_s, count_processes())
+    finally:
+        client.close()
+
+
+def log_folder() -> Path:
+    """Where the running Ray writes its logs."""
+    return Path(ray._private.worker.global_worker.node.get_session_dir_path()) / "logs"  # type: ignore[attr-defined]
