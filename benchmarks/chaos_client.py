@@ -102,6 +102,10 @@ class LedgerClient:
         headers = {"Idempotency-Key": uuid.uuid4().hex}
         return _tried(lambda: self._picture(ask, headers), max_tries=max_tries)
 
+    def picture_once(self, ask: Ask) -> Entry:
+        """As `picture`, but never sent again."""
+        return self.picture(ask, max_tries=1)
+
     def watched_picture(self, ask: Ask, on_step: Callable[[int], None]) -> Entry:
         """As `picture`, by server-sent events; tells each denoising step."""
         return _tried(lambda: self._watched(ask, on_step), max_tries=MAX_TRIES)

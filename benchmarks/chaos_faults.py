@@ -143,7 +143,7 @@ def _overload(site: Site) -> Result:
     begin, futures = time.monotonic(), []
     for index in range(count):
         time.sleep(max(begin + index * pause_s - time.monotonic(), 0.0))
-        futures.append(in_thread(lambda: site.client.picture(MIDDLE, max_tries=1)))
+        futures.append(in_thread(site.client.picture_once, MIDDLE))
     sent_s = time.monotonic() - begin
     entries = collect(futures)
     refused = sorted(entry.seconds for entry in entries if entry.outcome == "refused")

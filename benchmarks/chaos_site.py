@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
 
 from benchmarks.chaos_client import Ask, LedgerClient
 from benchmarks.chaos_processes import count_processes, wait_until
+from deployments.config_check import IMPORT_PATH
 from deployments.local_ray import local_ray
-from deployments.local_serve import find_port, run_app
+from deployments.local_serve import APP_NAME, find_port
 from deployments.settings import AppSettings
 
 SHAPES = Path(__file__).parent.parent / "checkpoints" / "shapes"
@@ -73,10 +75,39 @@ def running_site(folder: Path) -> Iterator[Site]:
     with local_ray(num_cpus=8, num_gpus=0):
         settings = make_settings(folder)
         port, begin = find_port(HOST, 0), time.monotonic()
-        run_app(settings, host=HOST, port=port, logs=log_folder())
+        serve.start(http_options={"host": HOST, "port": port, "location": "HeadOnly"})
+        deploy(settings)
         with site_at(port, settings, begin) as site:
             yield site
         serve.shutdown()  # not after an error or an interrupt: it would wait for requests, and Ray ends anyway
+
+
+def deploy(settings: AppSettings, *, app_name: str = APP_NAME, route_prefix: str = "/") -> None:
+    """Hands the app to Serve as `serve deploy` does, and waits until Serve has planned it.
+
+    Raises:
+        RuntimeError: Serve says that it failed.
+    """
+    config = {
+        "name": app_name,
+        "route_prefix": route_prefix,
+        "import_path": IMPORT_PATH,
+        "args": settings.model_dump(mode="json", exclude_unset=True),
+    }
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [config]}))
+    wait_until(lambda: bool(status_of(app_name).deployments), "a plan", timeout_s=_HEALTHY_TIMEOUT_S)
+
+
+def status_of(app_name: str = APP_NAME) -> Any:
+    """What Serve says of an app.
+
+    Raises:
+        RuntimeError: its deployment failed.
+    """
+    status = serve.status().applications[app_name]
+    if status.status == "DEPLOY_FAILED":
+        raise RuntimeError(status.message)
+    return status
 
 
 @contextmanager
@@ -91,8 +122,3 @@ def site_at(port: int, settings: AppSettings, begin: float) -> Iterator[Site]:
         yield Site(client, settings, start_s, count_processes())
     finally:
         client.close()
-
-
-def log_folder() -> Path:
-    """Where the running Ray writes its logs."""
-    return Path(ray._private.worker.global_worker.node.get_session_dir_path()) / "logs"  # type: ignore[attr-defined]

@@ -31,7 +31,13 @@ _NUM_PLANNER_ATTEMPTS = 5
 _PLANNER_PAUSE_S = 0.5
 # What a request costs on a GPU of unknown speed, until the first group has reported.
 _UNKNOWN_REQUEST_S = 10.0
+# What the policy sees is a mean over the look-back time of what is reported each interval. Ray 2.60 defines environment
+# variables for the interval and does not read them; the field that it calls deprecated is what counts.
+_METRICS_INTERVAL_S = 2.0
 _LOOK_BACK_S = 10.0
+# Groups that may be there beside those wanted while new ones replace old ones; rounded up, so at least one. It is also
+# the share that Serve stops at a time.
+_SURGE_PERCENT = 20
 _HEALTH_CHECK_PERIOD_S = 2.0
 _HEALTH_CHECK_TIMEOUT_S = 15.0
 
@@ -74,6 +80,7 @@ def _bind_group(settings: AppSettings, model: ModelSettings, plan: Plan) -> Any:
         placement_group_bundles=[dict(bundle) for bundle in plan.group.bundles],
         placement_group_strategy=plan.group.strategy,
         max_ongoing_requests=model.max_ongoing_requests,
+        max_surge_percent=_SURGE_PERCENT if model.rollover == "surge" else 0,
         request_router_config=_ROUTER,
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=_HEALTH_CHECK_TIMEOUT_S,
@@ -95,6 +102,7 @@ def _replicas(model: ModelSettings, plan: Plan) -> dict[str, Any]:
         "autoscaling_config": AutoscalingConfig(
             min_replicas=scaling["min_replicas"],
             max_replicas=scaling["max_replicas"],
+            metrics_interval_s=_METRICS_INTERVAL_S,
             look_back_period_s=_LOOK_BACK_S,
             upscale_delay_s=0.0,  # the policy has delays of its own
             downscale_delay_s=0.0,
@@ -118,6 +126,7 @@ def _bind_ingress(settings: AppSettings, plans: list[Plan], groups: list[Any]) -
         ray_actor_options=_ON_HEAD if settings.state.is_on_head else {"num_cpus": _INGRESS_CPUS},
         # Admission is the service's work, with an honest Retry-After; Serve's own ceiling only must not come first.
         max_ongoing_requests=4 * settings.max_queued_requests * len(plans) + 100,
+        max_surge_percent=100,
         request_router_config=_ROUTER,
         graceful_shutdown_timeout_s=settings.request_timeout_s + _STOP_MARGIN_S,
     )

@@ -17,7 +17,8 @@
         ├── HeadersTooLargeError       431: the headers are above the limit
         ├── GenerationError            500: the request was fine, the work failed
         ├── UnavailableError           503: no group can take the request now
-        │   └── GroupsDiedError            503: the groups that tried it died, one after the other
+        │   ├── GroupsDiedError            503: the groups that tried it died, one after the other
+        │   └── StorageError               503: results cannot be stored or read
         └── RequestTimeoutError        504: it took longer than the service allows
 
 All of them pickle: their constructor's arguments are their `args`.
@@ -184,6 +185,12 @@ class GroupsDiedError(UnavailableError):
     """Every group that tried the request died, not always by its doing."""
 
     default_code = "unavailable"
+
+
+class StorageError(UnavailableError):
+    """The results' storage is full, read-only or gone; nothing is wrong with the request."""
+
+    default_code = "storage_unavailable"
 
 
 class RequestTimeoutError(RequestError):

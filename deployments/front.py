@@ -6,6 +6,7 @@ from deployments.jobs.database import migrate, open_database
 from deployments.jobs.desk import JobDesk
 from deployments.jobs.results import ResultStorage
 from deployments.jobs.runner import JobRunner
+from deployments.jobs.state_check import StateCheck
 from deployments.jobs.store import JobStore
 from deployments.keys import KeyRing, read_keys
 from deployments.service import Service
@@ -52,4 +53,5 @@ async def open_front(service: Service) -> Front:
         settings=settings.jobs,
     )
     runner.start()
-    return Front(JobDesk(service, store, storage, runner), keys, runner, store)
+    state = StateCheck(store, storage, timeout_s=2 * settings.health_timeout_s)
+    return Front(JobDesk(service, store, storage, runner, state), keys, runner, store)

@@ -54,8 +54,9 @@ def build_api(service: Service, desk: JobDesk, keys: KeyRing, *, gather: Gather 
 
     @app.get("/health", responses={503: {"model": Health}})
     async def health(response: Response) -> Health:
-        """200 only when a request would be answered."""
-        answer = await service.health()
+        """200 only when a request would be answered and a job accepted."""
+        problem = await desk.state.problem()
+        answer = await service.health() if problem is None else Health(status="unavailable", detail=problem)
         response.status_code = 503 if answer.status == "unavailable" else 200
         return answer
 

@@ -95,6 +95,9 @@ class ModelSettings(_Settings):
         autoscaling: instead of `num_replicas`, as many groups as the waiting work needs.
         max_ongoing_requests: calls a group takes at once; one runs, the others wait beside it. Keep it small: what
             waits at a group cannot move to another.
+        rollover: how a redeploy changes the groups. `surge` starts a new group beside the old ones and stops an old one
+            when it is up; without room for one more, the old ones go on serving until there is. `replace` stops an old
+            group first: needs no room, but requests wait for the new one.
         start_timeout_s: for starting a group, weights included.
         step_deadline_factor: a call of a denoiser (or an encoder) that takes this many times what the slowest of its
             shape took lately, or what the plan predicts for a step, has hung: the group ends and is replaced.
@@ -113,6 +116,7 @@ class ModelSettings(_Settings):
     num_replicas: int = Field(default=1, ge=1)
     autoscaling: AutoscalingSettings | None = None
     max_ongoing_requests: int = Field(default=2, ge=1)
+    rollover: Literal["surge", "replace"] = "surge"
     start_timeout_s: float = Field(default=1800.0, gt=0, allow_inf_nan=False)
     step_deadline_factor: float = Field(default=20.0, gt=1, allow_inf_nan=False)
     step_deadline_floor_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)

@@ -13,6 +13,7 @@ from deployments.errors import BadRequestError, BusyError, ConflictError, NotFou
 from deployments.jobs.records import Download, Job, JobKind, JobState, NewJob, Page, StoredFile
 from deployments.jobs.results import ResultStorage
 from deployments.jobs.runner import JobRunner
+from deployments.jobs.state_check import StateCheck
 from deployments.jobs.store import JobStore
 from deployments.pipeline_call import frames_per_second
 from deployments.schemas import ImageRequest, VideoRequest
@@ -42,9 +43,13 @@ class JobDesk:
         store: all jobs.
         storage: where files are.
         runner: of this replica; told of new and of ended jobs.
+        state: whether jobs can be accepted at all.
     """
 
-    def __init__(self, service: Service, store: JobStore, storage: ResultStorage, runner: JobRunner) -> None:
+    def __init__(
+        self, service: Service, store: JobStore, storage: ResultStorage, runner: JobRunner, state: StateCheck
+    ) -> None:
+        self.state = state
         self.storage = storage
         self._service = service
         self._store = store

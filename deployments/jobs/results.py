@@ -3,12 +3,16 @@
 import asyncio
 import os
 import re
+import uuid
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
+from deployments.errors import StorageError
+
 _FOLDER = re.compile(r"[a-z0-9_]{1,64}")
+_PROBE = b"\0" * 4096
 
 
 class ResultStorage:
@@ -24,17 +28,40 @@ class ResultStorage:
         self._is_local = isinstance(self._files, fsspec.implementations.local.LocalFileSystem)
 
     async def write(self, key: str, content: bytes) -> None:
-        """Writes a file; it is whole, and on the disk, when this returns."""
-        await asyncio.to_thread(self._write, self._path(key), content)
+        """Writes a file; it is whole, and on the disk, when this returns.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        try:
+            await asyncio.to_thread(self._write, self._path(key), content)
+        except OSError as error:
+            raise StorageError(f"results cannot be stored now ({_reason(error)}): try again later") from error
 
     async def read(self, key: str, *, start: int = 0, end: int | None = None) -> bytes:
         """Bytes `start` to `end` (not included) of a file.
 
         Raises:
             FileNotFoundError: it was removed.
+            StorageError: it cannot be read.
         """
-        content = await asyncio.to_thread(self._files.cat_file, self._path(key), start=start, end=end)
+        try:
+            content = await asyncio.to_thread(self._files.cat_file, self._path(key), start=start, end=end)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StorageError(f"results cannot be read now ({_reason(error)}): try again later") from error
         return bytes(content)
+
+    async def check(self) -> None:
+        """Writes a small file and removes it.
+
+        Raises:
+            StorageError: that does not work.
+        """
+        key = f"check_{uuid.uuid4().hex}/probe"
+        await self.write(key, _PROBE)
+        await self.remove_folder(key.partition("/")[0])
 
     async def remove_folder(self, folder: str) -> None:
         """Removes all files of a folder; none is fine."""
@@ -77,3 +104,8 @@ class ResultStorage:
             return []
         names = [str(entry).rstrip("/").rpartition("/")[2] for entry in entries]
         return [name for name in names if _FOLDER.fullmatch(name)]
+
+
+def _reason(error: OSError) -> str:
+    """The system's words, without the path; of errors that are not the system's, their kind."""
+    return error.strerror or type(error).__name__

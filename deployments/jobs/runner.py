@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from deployments.errors import GroupsDiedError, RequestError, UnavailableError
+from deployments.errors import GroupsDiedError, RequestError, StorageError, UnavailableError
 from deployments.group_client import GeneratedMedia
 from deployments.jobs.records import Job, LeasedJob, StoredFile
 from deployments.jobs.results import ResultStorage
@@ -56,6 +56,7 @@ class JobRunner:
         self._num_slots = num_slots
         self._settings = settings
         self._sweeper = Sweeper(store, storage)
+        self._storage_failed = False
         self._wake = asyncio.Event()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._taking: list[asyncio.Task[None]] = []
@@ -93,11 +94,7 @@ class JobRunner:
         while not self._is_closing:
             self._wake.clear()
             try:
-                while (
-                    not self._is_closing
-                    and len(self._running) < self._num_slots
-                    and (leased := await self._take()) is not None
-                ):
+                while self._has_free_slot() and await self._can_store() and (leased := await self._take()) is not None:
                     self._begin(leased)
             except SQLAlchemyError as error:  # the database may come back
                 logger.error("cannot look for jobs: %s", error)
@@ -107,6 +104,17 @@ class JobRunner:
 
     def _has_free_slot(self) -> bool:
         return not self._is_closing and len(self._running) < self._num_slots
+
+    async def _can_store(self) -> bool:
+        """Whether a result could be stored; tried only after it could not be, so that nothing is made in vain."""
+        if self._storage_failed:
+            try:
+                await self._storage.check()
+            except StorageError as error:
+                logger.error("no jobs are taken: %s", error)
+                return False
+            self._storage_failed = False
+        return True
 
     async def _take(self) -> LeasedJob | None:
         return await self._store.take(models=self._models, token=uuid.uuid4().hex, lease_s=self._settings.lease_s)
@@ -175,6 +183,7 @@ class JobRunner:
         if isinstance(error, RequestError) and not isinstance(error, UnavailableError):
             await self._store.fail(job.id, token=token, code=error.code or error.error_type, message=error.message)
             return
+        self._storage_failed = self._storage_failed or isinstance(error, StorageError)
         is_own_failure = isinstance(error, GroupsDiedError) or not isinstance(error, UnavailableError)
         logger.warning("job %s: attempt %d: %s: %s", job.id, job.num_attempts, type(error).__name__, error)
         await self._store.give_back(job.id, token=token, delay_s=_RETRY_DELAY_S, counts=is_own_failure)

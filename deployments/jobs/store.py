@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, or_, select, tuple_, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployments.jobs.database import DatabaseNow
@@ -197,6 +197,14 @@ class JobStore:
         mine = and_(jobs.c.id == job_id, jobs.c.lease_owner == token, jobs.c.state.in_(UNFINISHED))
         return bool(await self._write(update(jobs).where(mine).values(**values).returning(jobs.c.id)))
 
+    async def check(self) -> None:
+        """Writes nothing, in a way that a database which takes no writes refuses.
+
+        Raises:
+            SQLAlchemyError: it does not answer, or takes no writes.
+        """
+        await self._write(delete(downloads).where(downloads.c.name_hash == "").returning(downloads.c.folder))
+
     async def close(self) -> None:
         """Waits for statements that are on their way, and closes the connections."""
         await asyncio.gather(*self._on_their_way, return_exceptions=True)
@@ -214,8 +222,16 @@ class JobStore:
     _write = _read  # in autocommit there is no difference
 
     async def _execute(self, query: Any) -> list[Row[Any]]:
-        async with self._engine.connect() as connection:
+        try:
+            connection = await self._engine.connect()
+        except SQLAlchemyError:
+            raise
+        except Exception as error:  # while connecting, SQLAlchemy lets the driver's and the system's errors through
+            raise OperationalError("connecting", None, error) from error
+        try:
             return list((await connection.execute(query)).all())
+        finally:
+            await connection.close()
 
 
 def _visible(owner: str, kind: JobKind) -> ColumnElement[bool]:

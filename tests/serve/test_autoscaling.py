@@ -18,9 +18,7 @@ SCALING = {
 
 @pytest.mark.full
 @pytest.mark.timeout(500)
-def test_groups_come_with_waiting_work_and_go_without_it(run_heliograph, tmp_path, monkeypatch):
-    for kind in ("REPLICA", "HANDLE"):
-        monkeypatch.setenv(f"RAY_SERVE_{kind}_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
+def test_groups_come_with_waiting_work_and_go_without_it(run_heliograph, tmp_path):
     before = set(groups())
     args = {
         "checkpoint": str(SHAPES), "plan": {"device": "cpu", "num_ranks": 1, "cpus_per_rank": 1},

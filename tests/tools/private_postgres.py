@@ -7,15 +7,44 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 _DEBIAN = Path("/usr/lib/postgresql")
 _START_TIMEOUT_S = 60
 
 
+@dataclass(frozen=True, slots=True)
+class PrivatePostgres:
+    """A server that can go away and come back, with its data.
+
+    Attributes:
+        folder: of its socket, data and log.
+        control: the beginning of its `pg_ctl` commands.
+    """
+
+    folder: Path
+    control: list[str]
+
+    @property
+    def url(self) -> str:
+        """For `state.database`."""
+        return f"postgresql://heliograph@/postgres?host={self.folder}"
+
+    def start(self) -> None:
+        """Starts it and waits until it answers."""
+        options = f"-c listen_addresses='' -c fsync=off -k {self.folder}"
+        log = str(self.folder / "log")
+        _run([*self.control, "-l", log, "-o", options, "-w", "-t", str(_START_TIMEOUT_S), "start"])
+
+    def stop(self) -> None:
+        """Ends it at once, and every connection with it."""
+        subprocess.run([*self.control, "-m", "immediate", "-w", "stop"], check=False, capture_output=True, timeout=60)
+
+
 @contextmanager
-def private_postgres() -> Iterator[str]:
-    """Starts a server; yields its URL; nothing of it is left afterwards.
+def private_postgres() -> Iterator[PrivatePostgres]:
+    """Starts a server; nothing of it is left afterwards.
 
     Raises:
         FileNotFoundError: PostgreSQL's server is not installed.
@@ -23,17 +52,15 @@ def private_postgres() -> Iterator[str]:
     binaries = _find_binaries()
     folder = Path(tempfile.mkdtemp(prefix="heliograph-pg-", dir="/tmp"))  # a socket's path must be short
     as_user = _other_user(folder)
-    data, log = folder / "data", folder / "log"
-    control = [*as_user, str(binaries / "pg_ctl"), "-D", str(data)]
+    data = str(folder / "data")
+    server = PrivatePostgres(folder, [*as_user, str(binaries / "pg_ctl"), "-D", data])
     try:
-        initdb = [*as_user, str(binaries / "initdb"), "-D", str(data), "-U", "heliograph", "-A", "trust", "-N"]
-        _run(initdb)
-        options = f"-c listen_addresses='' -c fsync=off -k {folder}"
+        _run([*as_user, str(binaries / "initdb"), "-D", data, "-U", "heliograph", "-A", "trust", "-N"])
         try:
-            _run([*control, "-l", str(log), "-o", options, "-w", "-t", str(_START_TIMEOUT_S), "start"])
-            yield f"postgresql://heliograph@/postgres?host={folder}"
+            server.start()
+            yield server
         finally:
-            subprocess.run([*control, "-m", "immediate", "-w", "stop"], check=False, capture_output=True, timeout=60)
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -47,6 +47,13 @@ def test_each_model_has_its_own_groups_with_names_that_serve_takes(asked):
     assert asked == ["/models/a b", "/models/c"] == [plan.checkpoint for plan in ingress.init_args[1]]
 
 
+@pytest.mark.parametrize(("rollover", "surge"), [("surge", 20), ("replace", 0)])
+def test_new_groups_start_beside_the_old_ones_unless_told_otherwise(asked, rollover, surge):
+    ingress, (group,) = build(checkpoint="/models/shapes", rollover=rollover)
+    assert group._deployment_config.max_surge_percent == surge
+    assert ingress._deployment_config.max_surge_percent == 100
+
+
 @pytest.mark.parametrize(
     ("state", "is_on_head"),
     [

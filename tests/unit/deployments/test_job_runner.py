@@ -228,3 +228,23 @@ async def test_sweeping_frees_what_expired_and_what_nobody_owns(tmp_path, storag
 
 def _folder(storage):
     return storage._path("video_1")
+
+
+async def test_job_waits_while_results_cannot_be_stored_and_is_not_made_over_and_over(store, storage, tmp_path):
+    groups = FakeGroups()
+    (tmp_path / "results").write_text("in the way of the folder")
+    await store.add(make_job("video_1"))
+    async with running(store, storage, groups, max_attempts=1) as runner:
+
+        async def is_given_back():
+            return runner._storage_failed
+
+        await wait_until(is_given_back)
+        for _ in range(3):
+            runner.wake()
+            await asyncio.sleep(0)
+        assert (await store.get("video_1", **MINE)).state is not JobState.FAILED
+        (tmp_path / "results").unlink()
+        job = await wait_for(store, JobState.COMPLETED)
+    assert len(groups.seeds) == 2
+    assert job.num_attempts == 1

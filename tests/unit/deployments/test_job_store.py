@@ -6,6 +6,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.errors import SettingsError
 from deployments.jobs.database import migrate, open_database
@@ -19,15 +20,15 @@ MINE = {"owner": "alice", "kind": "video"}
 
 @pytest.fixture(scope="session")
 def postgres():
-    with private_postgres() as url:
-        yield url
+    with private_postgres() as server:
+        yield server
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.full)])
 async def url(request, tmp_path):
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/jobs.sqlite"
-    url = request.getfixturevalue("postgres")
+    url = request.getfixturevalue("postgres").url
     engine = open_database(url)
     async with engine.connect() as connection:
         await connection.execute(text("DROP SCHEMA public CASCADE"))
@@ -202,3 +203,32 @@ def test_database_that_cannot_be_is_refused_without_its_password(url):
     with pytest.raises(SettingsError) as caught:
         open_database(url)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.full
+async def test_database_that_goes_away_and_comes_back_fails_in_one_way_and_works_again(postgres):
+    async with open_store(postgres.url) as store:
+        await store.check()
+        postgres.stop()
+        try:
+            for _ in range(2):  # the connection that broke, and a new one
+                with pytest.raises(SQLAlchemyError):
+                    await store.check()
+        finally:
+            postgres.start()
+        await store.check()
+
+
+@pytest.mark.full
+async def test_database_that_takes_no_writes_is_found_out(postgres):
+    async with open_store(postgres.url) as store:
+        async with store._engine.connect() as connection:
+            await connection.execute(text("ALTER ROLE heliograph SET default_transaction_read_only = on"))
+        await store._engine.dispose()
+        try:
+            with pytest.raises(SQLAlchemyError, match="read-only"):
+                await store.check()
+        finally:
+            async with store._engine.connect() as connection:
+                await connection.execute(text("SET default_transaction_read_only = off"))
+                await connection.execute(text("ALTER ROLE heliograph RESET default_transaction_read_only"))
