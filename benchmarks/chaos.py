@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos_client import Entry
-from benchmarks.chaos_faults import FAULTS, Fault, Result
+from benchmarks.chaos_faults import FAULTS
+from benchmarks.chaos_rounds import Fault, Result
 from benchmarks.chaos_site import Site, running_site
-from benchmarks.record import RESULTS, keep
+from benchmarks.record import RESULTS, commit, keep
 
+_COMMIT = commit()
 _ALWAYS = ("kind", "outcome", "num_answers")
 _DEFAULTS = asdict(Entry("", "lost", 0))
 
@@ -66,6 +68,7 @@ def run_round(fault: Fault, sites: Sites) -> dict[str, Any]:
     except TimeoutError as error:
         result, trouble = Result([Entry("service", "lost", 0, str(error))], {}), error
     line = {
+        "commit": _COMMIT,
         "seconds": round(time.monotonic() - begin, 1),
         "facts": {name: round(value, 3) for name, value in {"start_s": site.start_s, **result.facts}.items()},
         "entries": [_without_defaults(entry) for entry in result.entries],

@@ -3,91 +3,30 @@
 import math
 import random
 import signal
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 from benchmarks import chaos_processes as processes
-from benchmarks.chaos_client import ANSWER_TIMEOUT_S, MAX_TRIES, Ask, Entry, LedgerClient, in_thread
+from benchmarks.chaos_client import Ask, Entry, LedgerClient, in_thread
 from benchmarks.chaos_processes import is_gone, pids_of, signal_one_of, wait_until
+from benchmarks.chaos_redeploy import redeploy_under_load
+from benchmarks.chaos_rounds import Facts, Fault, Result, at_step, collect, quantile, under_load
 from benchmarks.chaos_site import LONG, MIDDLE, SHORT, Site
 from planner.actor import get_planner_actor
 
-MID_STEP = 2
 # Latents of some hundred PiB: more than a process has addresses, so that no machine tries.
 HUGE = {"prompt": "a red circle", "seed": 1, "size": "999936x999936", "num_frames": 400_001}
 STAGES = ("sent", "queued", "encode", "denoise", "decode")
 OVERLOAD = 5.0
 OVERLOAD_S = 180.0
 OVERLOAD_REQUESTS = 2000
-_PATIENCE_S = MAX_TRIES * ANSWER_TIMEOUT_S + 60
-_Facts = dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a round showed: its requests, and what was measured (seconds, counts)."""
-
-    entries: Sequence[Entry]
-    facts: _Facts
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One kind of harm.
-
-    Attributes:
-        num_rounds: in a full run.
-        run: one round.
-    """
-
-    num_rounds: int
-    run: Callable[[Site], Result]
-
-
-def under_load(site: Site, harm: Callable[[], _Facts], *, num_pictures: int = 13, num_jobs: int = 6) -> Result:
-    """Requests of which one is in mid-step, the harm, every answer, and the service whole again.
-
-    Facts: those of the harm; `answer_s`, until the request in mid-step was answered; `restored_s`, until every process
-    was there and healthy; both from the harm on.
-    """
-    begun = threading.Event()
-    watched = in_thread(site.client.watched_picture, LONG, _at_step(begun.set))
-    if not begun.wait(ANSWER_TIMEOUT_S):
-        raise TimeoutError("no step was made")
-    accepted = [threading.Event() for _ in range(num_jobs)]
-    others = [in_thread(site.client.picture, SHORT[index % 2]) for index in range(num_pictures)]
-    others += [in_thread(site.client.job, SHORT[index % 2], event) for index, event in enumerate(accepted)]
-    for event in accepted:
-        event.wait(ANSWER_TIMEOUT_S)
-    start = time.monotonic()
-    answered: list[float] = []
-    watched.add_done_callback(lambda _: answered.append(time.monotonic() - start))
-    facts = harm()
-    restored = time.monotonic() - start
-    restored += site.wait_until_whole()
-    entries = collect([watched, *others])
-    return Result(entries, {**facts, "answer_s": answered[0], "restored_s": restored})
-
-
-def collect(futures: Sequence["Future[Entry]"]) -> list[Entry]:
-    """All entries. A request that is never over is lost."""
-    entries = []
-    for future in futures:
-        try:
-            entries.append(future.result(timeout=_PATIENCE_S))
-        except TimeoutError:
-            entries.append(Entry("picture", "lost", 0, "no end"))
-    return entries
 
 
 def _signalled(start: str, number: signal.Signals, *, seen_by: str | None = None) -> Callable[[Site], Result]:
     """A round with a signal to one process. `seen_s`: until the processes `seen_by`, which depend on it, have ended."""
 
-    def harm() -> _Facts:
+    def harm() -> Facts:
         witnesses = pids_of(seen_by) if seen_by else []
         signal_one_of(start, number)
         if not witnesses:
@@ -100,7 +39,7 @@ def _signalled(start: str, number: signal.Signals, *, seen_by: str | None = None
 def _kill_planner(site: Site) -> Result:
     """Serving does without it: it is there for the next deploy, and gone when nobody holds it."""
 
-    def harm() -> _Facts:
+    def harm() -> Facts:
         held = get_planner_actor()
         signal_one_of(processes.PLANNER, signal.SIGKILL)
         del held
@@ -170,7 +109,7 @@ def _poison(site: Site) -> Result:
             killed.update(ranks)
 
     begin = time.monotonic()
-    entry = site.client.watched_picture(ask, _at_step(kill))
+    entry = site.client.watched_picture(ask, at_step(kill))
     is_refused = entry.detail == "request_kills_groups"
     poison = replace(entry, kind="poison", outcome="refused" if is_refused else "lost")
     entries = [poison, *collect(good)]
@@ -180,15 +119,6 @@ def _poison(site: Site) -> Result:
 
 def _mean_seconds(client: LedgerClient, ask: Ask, *, num_times: int = 5) -> float:
     return sum(client.picture(ask).seconds for _ in range(num_times)) / num_times
-
-
-def _at_step(act: Callable[[], Any]) -> Callable[[int], None]:
-    return lambda step: act() if step >= MID_STEP else None
-
-
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """The value below which a share of the ordered values lies; NaN of none."""
-    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else math.nan
 
 
 FAULTS: dict[str, Fault] = {
@@ -203,4 +133,5 @@ FAULTS: dict[str, Fault] = {
     "clients_leave": Fault(50, _clients_leave),
     "poison": Fault(5, _poison),
     "overload": Fault(1, _overload),
+    "redeploy": Fault(5, redeploy_under_load),
 }

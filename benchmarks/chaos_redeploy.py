@@ -5,8 +5,8 @@ import random
 import time
 
 from benchmarks.chaos_client import Entry, in_thread
-from benchmarks.chaos_faults import Result, collect
 from benchmarks.chaos_processes import COORDINATOR, INGRESS, is_gone, pids_of
+from benchmarks.chaos_rounds import Result, collect
 from benchmarks.chaos_site import SHORT, Site, deploy, status_of
 
 _NUM_REQUESTS = 100

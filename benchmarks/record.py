@@ -39,7 +39,7 @@ def write(name: str, rows: list[dict[str, Any]], *, folder: Path | None = None) 
     target.mkdir(parents=True, exist_ok=True)
     record = {
         "benchmark": name,
-        "commit": _commit(),
+        "commit": commit(),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware(),
         "rows": rows,
@@ -69,6 +69,7 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit of the working tree, as `git describe` says it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"

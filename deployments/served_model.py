@@ -121,8 +121,9 @@ class ServedModel:
                     async for event in events:
                         has_begun = True
                         meter.on_event(event)
+                        if isinstance(event, GeneratedMedia):  # now: who has the file may not ask for the end
+                            self._poison.clear(name)
                         yield event
-                self._poison.clear(name)
                 return
             except GroupDiedError as error:
                 meter.on_group_death()

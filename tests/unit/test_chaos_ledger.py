@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import httpx
 
 from benchmarks import chaos, chaos_client
-from benchmarks.chaos_faults import FAULTS, Fault
+from benchmarks.chaos_faults import FAULTS
+from benchmarks.chaos_rounds import Fault
 
 
 def entry(kind, outcome, num_answers, detail=""):

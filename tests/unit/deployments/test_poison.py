@@ -4,6 +4,7 @@ from contextlib import aclosing
 
 import pytest
 
+from deployments.answers import CompletedEvent
 from deployments.errors import GroupsDiedError, PoisonedRequestError
 from deployments.poison import MAX_DEATHS, PoisonMemory, fingerprint
 from deployments.schemas import ImageEditRequest, ImageRequest
@@ -64,6 +65,17 @@ async def test_request_that_only_waited_at_groups_that_died_is_not_blamed():
         with pytest.raises(GroupsDiedError, match="3 groups died"):
             await service.generate(KILLER)
     assert len(groups.seeds) == 6
+
+
+async def test_deaths_are_forgotten_also_when_the_client_leaves_as_soon_as_it_has_the_picture():
+    groups = FakeGroups()
+    service = make_service(groups)
+    for _ in range(MAX_DEATHS + 1):
+        groups.failures = deaths(1)
+        async with aclosing(service.stream(KILLER)) as events:
+            async for event in events:
+                if isinstance(event, CompletedEvent):
+                    break
 
 
 async def test_one_poisoned_picture_of_several_is_refused_alone():
