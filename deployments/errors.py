@@ -20,6 +20,7 @@
         │   ├── GroupsDiedError            503: the groups that tried it died, one after the other
         │   └── StorageError               503: results cannot be stored or read
         └── RequestTimeoutError        504: it took longer than the service allows
+            └── StillRunningError          504: its job goes on, and can be waited for again
 
 All of them pickle: their constructor's arguments are their `args`.
 """
@@ -199,3 +200,26 @@ class RequestTimeoutError(RequestError):
     status = 504
     error_type = "server_error"
     default_code = "timeout"
+
+
+class StillRunningError(RequestTimeoutError):
+    """Somebody waited for a job as long as the service allows; it goes on."""
+
+    default_code = "still_running"
+    should_retry = True
+
+
+_OF_JOBS: dict[str, type[RequestError]] = {
+    "invalid_value": BadRequestError,
+    "unsupported": BadRequestError,
+    "limit_exceeded": BadRequestError,
+    "invalid_image": BadRequestError,
+    "request_kills_groups": PoisonedRequestError,
+    "timeout": RequestTimeoutError,
+    "cancelled": ConflictError,
+}
+
+
+def request_error(code: str, message: str) -> RequestError:
+    """The error of a job that failed, for somebody who waited for its answer. It does not help to ask for it again."""
+    return _OF_JOBS.get(code, GenerationError)(message, None, code)

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from deployments.answers import DeletedImageJob, ImageJob, MediaItem, MediaResponse
 from deployments.bodies import read_body, read_json
 from deployments.content import FILE, content_response
+from deployments.errors import BadRequestError
 from deployments.events import stream_events
 from deployments.jobs.desk import JobDesk
 from deployments.jobs.headers import IdempotencyKey, poll_headers
@@ -108,6 +109,8 @@ class _Answers:
         if request.background_job:
             job = await self._desk.submit(request, owner=owner, idempotency_key=key)
             return JSONResponse((await self.job(job, http)).model_dump(), status_code=202, headers=poll_headers())
+        if key is not None:
+            return await self._answer_once(request, http, owner=owner, key=key)
         if request.stream:
             return await stream_events(self._service.stream(request))
         answer = await self._service.generate(request)
@@ -115,6 +118,21 @@ class _Answers:
             return answer
         items = [await self._by_url(item.content, request, http, item.seed) for item in answer.data]
         return answer.model_copy(update={"data": items})
+
+    async def _answer_once(self, request: ImageRequest, http: Request, *, owner: str, key: str) -> MediaResponse:
+        """Makes a job of the request and waits for it: whoever asks again under the key waits for the same job, so
+        that nothing is made twice and nothing is lost with an ingress replica."""
+        if request.stream:
+            raise BadRequestError("Idempotency-Key: events cannot be had twice; drop it, or stream", "stream")
+        accepted = await self._desk.submit(request, owner=owner, idempotency_key=key)
+        job = await self._desk.finished(accepted, timeout_s=self._service.settings.request_timeout_s)
+        return MediaResponse(
+            created=int(job.completed_at or job.created_at),
+            model=job.model,
+            size=job.size,
+            output_format=request.output_format,
+            data=await self._items(job, http),
+        )
 
     async def job(self, job: Job, http: Request) -> ImageJob:
         return ImageJob(

@@ -1,5 +1,6 @@
 """What clients do with jobs: hand in, look, list, cancel, delete, fetch; and files behind expiring names."""
 
+import asyncio
 import hashlib
 import logging
 import re
@@ -9,8 +10,15 @@ import uuid
 from dataclasses import dataclass
 from typing import Literal
 
-from deployments.errors import BadRequestError, BusyError, ConflictError, NotFoundError
-from deployments.jobs.records import Download, Job, JobKind, JobState, NewJob, Page, StoredFile
+from deployments.errors import (
+    BadRequestError,
+    BusyError,
+    ConflictError,
+    NotFoundError,
+    StillRunningError,
+    request_error,
+)
+from deployments.jobs.records import UNFINISHED, Download, Job, JobKind, JobState, NewJob, Page, StoredFile
 from deployments.jobs.results import ResultStorage
 from deployments.jobs.runner import JobRunner
 from deployments.jobs.state_check import StateCheck
@@ -23,6 +31,8 @@ from planner.plan import ServingDefaults
 
 logger = logging.getLogger(__name__)
 _BUSY_RETRY_S = 10
+_FIRST_LOOK_S = 0.05
+_LAST_LOOK_S = 0.5
 _NAME_BYTES = 32
 _ID = re.compile(r"[a-z0-9_]{1,64}")  # databases refuse some texts, such as a zero byte, with an error of their own
 
@@ -87,6 +97,27 @@ class JobDesk:
         job = await self._store.get(job_id, owner=owner, kind=kind) if _ID.fullmatch(job_id) else None
         if job is None:
             raise _no_such_job(job_id, kind)
+        return job
+
+    async def finished(self, job: Job, *, timeout_s: float) -> Job:
+        """Waits for a job's end, as a caller does who wants the answer itself.
+
+        Raises:
+            RequestError: what the job failed with.
+            StillRunningError: it is not over; it goes on.
+            NotFoundError: it was deleted meanwhile.
+        """
+        end, pause_s = time.monotonic() + timeout_s, _FIRST_LOOK_S
+        while job.state in UNFINISHED:
+            if time.monotonic() > end:
+                raise StillRunningError(
+                    f"not finished after {timeout_s:g} s; it goes on: ask again with the same Idempotency-Key"
+                )
+            await asyncio.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, _LAST_LOOK_S)
+            job = await self.get(job.id, owner=job.owner, kind=job.kind)
+        if job.state is JobState.FAILED:
+            raise request_error(job.error_code or "generation_failed", job.error_message or "the job failed")
         return job
 
     async def page(

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.unit.deployments.fakes import WAN, FakeGroups, make_service, open_client, wait_until
 from tests.unit.deployments.test_http_api import check_error
+from workers.errors import CallOutOfMemoryError, GroupDiedError, InvalidCallError
 
 GOOD = {"prompt": "a red circle", "seed": 3}
 PNG = io.BytesIO()
@@ -195,3 +196,68 @@ async def test_flow_shift_is_refused_where_no_schedule_has_one(client, tmp_path)
 async def test_previews_are_refused_with_the_reason(client):
     response = await client.post("/v1/images/generations", json={**GOOD, "partial_images": 2, "stream": True})
     assert "latents" in check_error(response, 400, "partial_images")["message"]
+
+
+KEYED = {"Idempotency-Key": "once"}
+
+
+async def ask_once(client, **fields):
+    return await client.post("/v1/images/generations", json={"prompt": "a red circle", **fields}, headers=KEYED)
+
+
+async def test_request_sent_again_under_its_key_is_made_once_and_answered_alike(client, groups):
+    first, second = await asyncio.gather(ask_once(client), ask_once(client))
+    third = await ask_once(client)
+    assert [answer.status_code for answer in (first, second, third)] == [200, 200, 200]
+    assert first.json()["data"] == second.json()["data"] == third.json()["data"]
+    assert len(groups.seeds) == 1
+    assert first.json()["data"][0]["seed"] == groups.seeds[0]
+    assert (await ask_once(client, n=2)).status_code == 409
+
+
+async def test_request_whose_connection_is_gone_is_there_under_its_key(tmp_path):
+    gate = asyncio.Event()
+    groups = FakeGroups(gate=gate)
+    async with opened(groups, tmp_path) as client:
+        leaver = asyncio.create_task(ask_once(client))
+        await groups.begun.wait()
+        leaver.cancel()
+        await asyncio.wait({leaver})
+        gate.set()
+        answer = await ask_once(client)
+    assert (answer.status_code, len(groups.seeds)) == (200, 1)
+
+
+@pytest.mark.parametrize(
+    ("failures", "status", "code"),
+    [
+        ([CallOutOfMemoryError("no memory")], 500, "out_of_memory"),
+        ([InvalidCallError("takes no argument")], 400, "invalid_value"),
+        ([GroupDiedError("gone") for _ in range(3)], 422, "request_kills_groups"),
+    ],
+)
+async def test_failure_under_a_key_has_its_own_status_and_stays(tmp_path, failures, status, code):
+    async with opened(FakeGroups(failures=failures), tmp_path) as client:
+        for _ in range(2):
+            answer = await ask_once(client)
+            assert check_error(answer, status)["code"] == code
+            assert answer.headers["x-should-retry"] == "false"
+
+
+async def test_what_takes_longer_than_a_request_may_goes_on_under_its_key(tmp_path):
+    gate = asyncio.Event()
+    async with opened(FakeGroups(gate=gate), tmp_path, request_timeout_s=0.1) as client:
+        answer = await ask_once(client)
+        assert check_error(answer, 504)["code"] == "still_running"
+        assert "x-should-retry" not in answer.headers
+        gate.set()
+
+        async def is_there():
+            return (await ask_once(client)).status_code == 200
+
+        await wait_until(is_there)
+
+
+async def test_events_cannot_be_had_twice(client, groups):
+    check_error(await ask_once(client, stream=True), 400, "stream")
+    assert groups.seeds == []
