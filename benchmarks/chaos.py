@@ -23,8 +23,8 @@ from typing import Any
 
 from benchmarks.chaos_client import Entry
 from benchmarks.chaos_faults import FAULTS
-from benchmarks.chaos_rounds import Fault, Result
-from benchmarks.chaos_site import Site, running_site
+from benchmarks.chaos_rounds import Fault, Place, Result
+from benchmarks.chaos_site import Site
 from benchmarks.record import RESULTS, commit, keep
 
 _COMMIT = commit()
@@ -38,6 +38,7 @@ class Sites:
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._site: Site | None = None
+        self._place: Place | None = None
 
     def __enter__(self) -> "Sites":
         return self
@@ -45,11 +46,12 @@ class Sites:
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
-    def get(self) -> Site:
-        """A healthy service."""
-        if self._site is None:
+    def get(self, place: Place) -> Site:
+        """A healthy service of a kind; there is one at a time."""
+        if self._site is None or place is not self._place:
+            self._stack.close()
             folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
-            self._site = self._stack.enter_context(running_site(folder))
+            self._site, self._place = self._stack.enter_context(place(folder)), place
         return self._site
 
     def drop(self, error: BaseException) -> None:
@@ -61,7 +63,7 @@ class Sites:
 
 def run_round(fault: Fault, sites: Sites) -> dict[str, Any]:
     """One round as a line of the ledger."""
-    site = sites.get()
+    site = sites.get(fault.place)
     begin = time.monotonic()
     try:
         result, trouble = fault.run(site), None

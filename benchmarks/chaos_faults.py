@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from benchmarks import chaos_processes as processes
 from benchmarks.chaos_client import Ask, Entry, LedgerClient, in_thread
+from benchmarks.chaos_nodes import lose_node, site_of_nodes
 from benchmarks.chaos_processes import is_gone, pids_of, signal_one_of, wait_until
 from benchmarks.chaos_redeploy import redeploy_under_load
 from benchmarks.chaos_rounds import Facts, Fault, Result, at_step, collect, quantile, under_load
@@ -134,4 +135,5 @@ FAULTS: dict[str, Fault] = {
     "poison": Fault(5, _poison),
     "overload": Fault(1, _overload),
     "redeploy": Fault(5, redeploy_under_load),
+    "node_lost": Fault(5, lose_node, place=site_of_nodes),
 }

@@ -5,14 +5,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos_client import ANSWER_TIMEOUT_S, MAX_TRIES, Entry, in_thread
-from benchmarks.chaos_site import LONG, SHORT, Site
+from benchmarks.chaos_site import LONG, SHORT, Site, running_site
 
 Facts = dict[str, float]
 """What was measured: seconds, counts."""
+Place = Callable[[Path], AbstractContextManager[Site]]
 _MID_STEP = 2
 _PATIENCE_S = MAX_TRIES * ANSWER_TIMEOUT_S + 60
 
@@ -32,10 +35,12 @@ class Fault:
     Attributes:
         num_rounds: in a full run.
         run: one round.
+        place: starts the service that it is done to.
     """
 
     num_rounds: int
     run: Callable[[Site], Result]
+    place: Place = running_site
 
 
 def under_load(site: Site, harm: Callable[[], Facts], *, num_pictures: int = 13, num_jobs: int = 6) -> Result:

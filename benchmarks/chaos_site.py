@@ -36,12 +36,14 @@ class Site:
         settings: what it was started with.
         start_s: from the deploy to the first healthy answer.
         processes: how many of each kind there are when all is well.
+        extra: what only some sites have: worker nodes, a database.
     """
 
     client: LedgerClient
     settings: AppSettings
     start_s: float
     processes: dict[str, int] = field(default_factory=dict)
+    extra: Any = None
 
     def is_whole(self) -> bool:
         """Whether every process is there again and all ranks of a group answer."""
@@ -111,7 +113,7 @@ def status_of(app_name: str = APP_NAME) -> Any:
 
 
 @contextmanager
-def site_at(port: int, settings: AppSettings, begin: float) -> Iterator[Site]:
+def site_at(port: int, settings: AppSettings, begin: float, *, extra: Any = None) -> Iterator[Site]:
     """The site on a port once it is healthy, with all pictures learnt. `begin`: when the deploy began."""
     client = LedgerClient(f"http://{HOST}:{port}")
     try:
@@ -119,6 +121,6 @@ def site_at(port: int, settings: AppSettings, begin: float) -> Iterator[Site]:
         start_s = time.monotonic() - begin
         client.learn([LONG, MIDDLE, *SHORT])
         wait_until(lambda: client.health()[1] == "ok", "health", timeout_s=_HEALTHY_TIMEOUT_S)
-        yield Site(client, settings, start_s, count_processes())
+        yield Site(client, settings, start_s, count_processes(), extra)
     finally:
         client.close()

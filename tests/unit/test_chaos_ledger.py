@@ -41,7 +41,7 @@ def test_round_after_which_the_service_does_not_come_back_is_written_down_and_th
     dropped = []
 
     class Sites:
-        def get(self):
+        def get(self, place):
             return SimpleNamespace(start_s=1.0)
 
         def drop(self, error):
