@@ -54,6 +54,22 @@ def test_flux_on_24_gb_is_streamed(tmp_path: Path) -> None:
     assert plan.components[0].residency is Residency.LAYERWISE
 
 
+def test_two_models_have_a_plan_each_on_h100s_and_names_of_their_own(wan: Path, tmp_path: Path) -> None:
+    settings = settings_in(read("two-models.yaml"))
+    checkpoints = [write_skeleton(tmp_path, "FLUX.1-dev"), wan]
+    cluster = cluster_from_flags(gpus_per_node=2, gpu_type="H100", host_memory_gib=240)
+    plans = [
+        plan_group(read_checkpoint(checkpoint), cluster, model.plan)
+        for checkpoint, model in zip(checkpoints, settings.served_models, strict=True)
+    ]
+    assert [plan.group.num_ranks for plan in plans] == [1, 2]
+    assert all(max(plan.memory.gpu_peak_bytes) < plan.memory.gpu_capacity_bytes[0] for plan in plans)
+    assert [Path(model.checkpoint).name for model in settings.served_models] == [
+        "FLUX.1-dev", "Wan2.2-T2V-A14B-Diffusers",
+    ]  # fmt: skip
+    assert len({model.served_name for model in settings.served_models}) == 2
+
+
 @pytest.fixture
 def rayservice() -> dict[str, Any]:
     document: dict[str, Any] = yaml.safe_load(KUBERAY.read_text())
