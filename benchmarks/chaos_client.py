@@ -29,7 +29,8 @@ class Entry:
     """One request of the ledger.
 
     Attributes:
-        kind: `picture` (the client waits), `job` (accepted, made, fetched), or `poison` (meant to be refused).
+        kind: `picture` (the client waits), `keyed` (it waits under an idempotency key), `job` (accepted, made,
+            fetched), `poison` and `huge` (meant to be refused, and to fail).
         outcome: `equal`, `different`, `refused` (an error object with a reason before work was promised), `failed` (an
             error object after that), `lost` (no answer, or one that is not ours), `left` (the client went away itself).
         num_answers: files that came of it.
@@ -99,8 +100,12 @@ class LedgerClient:
 
     def picture(self, ask: Ask, *, max_tries: int = MAX_TRIES) -> Entry:
         """Asks for a picture and waits for it."""
+        return _tried(lambda: self._picture("picture", ask, {}), max_tries=max_tries)
+
+    def keyed_picture(self, ask: Ask) -> Entry:
+        """As `picture`, under a key."""
         headers = {"Idempotency-Key": uuid.uuid4().hex}
-        return _tried(lambda: self._picture(ask, headers), max_tries=max_tries)
+        return _tried(lambda: self._picture("keyed", ask, headers), max_tries=MAX_TRIES, kind="keyed")
 
     def picture_once(self, ask: Ask) -> Entry:
         """As `picture`, but never sent again."""
@@ -158,11 +163,11 @@ class LedgerClient:
             time.sleep(_POLL_S)
         return "no end"
 
-    def _picture(self, ask: Ask, headers: dict[str, str]) -> Entry:
+    def _picture(self, kind: str, ask: Ask, headers: dict[str, str]) -> Entry:
         response = self._client.post("/v1/images/generations", json=ask.body, headers=headers)
         if response.status_code == 200:
-            return self._compare("picture", ask, response.json()["data"])
-        return _refusal("picture", response)
+            return self._compare(kind, ask, response.json()["data"])
+        return _refusal(kind, response)
 
     def _watched(self, ask: Ask, on_step: Callable[[int], None]) -> Entry:
         end = time.monotonic() + self._timeout_s
@@ -251,8 +256,9 @@ def _tried(send: Callable[[], Entry], *, max_tries: int, kind: str = "picture") 
 
 def _refusal(kind: str, response: httpx.Response) -> Entry:
     code = error_code(response)
-    is_typed = code is not None and response.status_code in (422, 429, 500, 503, 504)
-    return Entry(kind, "refused" if is_typed else "lost", 0, code or f"HTTP {response.status_code}")
+    if code is None:
+        return Entry(kind, "lost", 0, f"HTTP {response.status_code}")
+    return Entry(kind, "failed" if response.status_code in (500, 504) else "refused", 0, code)
 
 
 def _events(lines: Iterable[str]) -> Iterable[dict[str, Any]]:

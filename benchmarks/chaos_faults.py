@@ -14,6 +14,7 @@ from benchmarks.chaos_processes import is_gone, pids_of, signal_one_of, wait_unt
 from benchmarks.chaos_redeploy import redeploy_under_load
 from benchmarks.chaos_rounds import Facts, Fault, Result, at_step, collect, quantile, under_load
 from benchmarks.chaos_site import LONG, MIDDLE, SHORT, Site
+from benchmarks.chaos_store import fill_disk, make_disk_read_only, site_of_stores, stop_database
 from planner.actor import get_planner_actor
 
 # Latents of some hundred PiB: more than a process has addresses, so that no machine tries.
@@ -136,4 +137,7 @@ FAULTS: dict[str, Fault] = {
     "overload": Fault(1, _overload),
     "redeploy": Fault(5, redeploy_under_load),
     "node_lost": Fault(5, lose_node, place=site_of_nodes),
+    "disk_full": Fault(4, fill_disk, place=site_of_stores),
+    "disk_read_only": Fault(3, make_disk_read_only, place=site_of_stores),
+    "database_gone": Fault(3, stop_database, place=site_of_stores),
 }

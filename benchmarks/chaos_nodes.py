@@ -91,7 +91,7 @@ def lose_node(site: Site) -> Result:
         assert is_gone(coordinator)
         return {"noticed_s": wait_until(lambda: _num_alive() < num_nodes, "the node's end", timeout_s=120)}
 
-    result = under_load(site, harm, num_pictures=25, num_jobs=14)
+    result = under_load(site, harm, num_requests=40)
     site.extra.add()
     return result
 

@@ -43,8 +43,9 @@ class Fault:
     place: Place = running_site
 
 
-def under_load(site: Site, harm: Callable[[], Facts], *, num_pictures: int = 13, num_jobs: int = 6) -> Result:
-    """Requests of which one is in mid-step, the harm, every answer, and the service whole again.
+def under_load(site: Site, harm: Callable[[], Facts], *, num_requests: int = 20) -> Result:
+    """Requests of which one is in mid-step, the harm, every answer, and the service whole again. A third of them are
+    jobs, a third are pictures, a third pictures under keys.
 
     Facts: those of the harm; `answer_s`, until the request in mid-step was answered; `restored_s`, until every process
     was there and healthy; both from the harm on.
@@ -53,9 +54,10 @@ def under_load(site: Site, harm: Callable[[], Facts], *, num_pictures: int = 13,
     watched = in_thread(site.client.watched_picture, LONG, at_step(begun.set))
     if not begun.wait(ANSWER_TIMEOUT_S):
         raise TimeoutError("no step was made")
-    accepted = [threading.Event() for _ in range(num_jobs)]
-    others = [in_thread(site.client.picture, SHORT[index % 2]) for index in range(num_pictures)]
-    others += [in_thread(site.client.job, SHORT[index % 2], event) for index, event in enumerate(accepted)]
+    accepted = [threading.Event() for _ in range(num_requests // 3)]
+    others = [in_thread(site.client.job, SHORT[index % 2], event) for index, event in enumerate(accepted)]
+    acts = (site.client.picture, site.client.keyed_picture)
+    others += [in_thread(acts[index % 2], SHORT[index // 2 % 2]) for index in range(num_requests - len(accepted) - 1)]
     for event in accepted:
         event.wait(ANSWER_TIMEOUT_S)
     start = time.monotonic()

@@ -24,7 +24,7 @@ SHORT = (Ask(seed=12, num_steps=3), Ask(seed=13, num_steps=2))
 MIDDLE = Ask(seed=14, num_steps=20)
 MAX_QUEUED = 24
 HOST = "127.0.0.1"
-_HEALTHY_TIMEOUT_S = 120.0
+_HEALTHY_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)

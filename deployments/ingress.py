@@ -45,7 +45,7 @@ class Ingress:
                 plan,
                 ServeGroupClient(group, app_name=self._app_name),
                 max_queued_requests=settings.max_queued_requests,
-                max_queued_seconds=settings.max_queued_seconds,
+                max_queued_seconds=settings.queue_ceiling_s,
             )
             for model, plan, group in zip(settings.served_models, plans, groups, strict=True)
         ]

@@ -248,7 +248,8 @@ class AppSettings(ModelSettings):
         num_ingress_replicas: HTTP front ends; with two, one may die without a failed request.
         max_queued_requests: requests of a model admitted by one ingress replica; above it, 429.
         max_queued_seconds: predicted seconds that a model's groups need for all that one ingress replica has admitted;
-            above it, 429. What would wait longer than `request_timeout_s` ends in a 504 anyway.
+            above it, 429. If None, `request_timeout_s` divided by the ingress replicas, which do not know of one
+            another's requests: so that what is admitted is done in time.
         request_timeout_s: for everything that a request waits for.
         plan_timeout_s: for the planner's answer.
         health_timeout_s: `/health` answers within this time.
@@ -267,7 +268,7 @@ class AppSettings(ModelSettings):
     jobs: JobSettings = Field(default_factory=JobSettings)
     num_ingress_replicas: int = Field(default=2, ge=1)
     max_queued_requests: int = Field(default=64, ge=1)
-    max_queued_seconds: float = Field(default=600.0, gt=0, allow_inf_nan=False)
+    max_queued_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     request_timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
     plan_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     health_timeout_s: float = Field(default=2.0, gt=0, allow_inf_nan=False)
@@ -297,6 +298,11 @@ class AppSettings(ModelSettings):
     def served_models(self) -> tuple[ModelSettings, ...]:
         """The models, however they were written."""
         return self.models or (self,)
+
+    @property
+    def queue_ceiling_s(self) -> float:
+        """Predicted seconds that one ingress replica may have admitted of one model."""
+        return self.max_queued_seconds or self.request_timeout_s / self.num_ingress_replicas
 
     @property
     def has_keys(self) -> bool:

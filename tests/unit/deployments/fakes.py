@@ -95,7 +95,7 @@ def make_service(groups: FakeGroups, *others: FakeGroups, **settings: object) ->
     plan = make_wan_plan(Path("/models/shapes")).model_copy(update={"defaults": DEFAULTS})
     models = [
         ServedModel(
-            model, plan, fake, max_queued_requests=app.max_queued_requests, max_queued_seconds=app.max_queued_seconds
+            model, plan, fake, max_queued_requests=app.max_queued_requests, max_queued_seconds=app.queue_ceiling_s
         )
         for model, fake in zip(app.served_models, (groups, *others), strict=True)
     ]

@@ -249,4 +249,4 @@ def test_settings_say_whether_more_than_planned_is_tried():
 
 
 def test_settings_bound_the_queue_by_default():
-    assert AppSettings(checkpoint="/models/shapes").max_queued_seconds == 600.0
+    assert AppSettings(checkpoint="/models/shapes").queue_ceiling_s == 300.0

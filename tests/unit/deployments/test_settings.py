@@ -48,3 +48,9 @@ def test_relative_checkpoint_is_found_beside_the_packages(tmp_path, monkeypatch)
     assert (AppSettings(checkpoint="deployments").checkpoint_folder / "settings.py").is_file()
     (tmp_path / "deployments").mkdir()
     assert AppSettings(checkpoint="deployments").checkpoint_folder == tmp_path / "deployments"
+
+
+def test_no_more_is_admitted_than_all_ingress_replicas_together_get_done_in_time():
+    settings = AppSettings(checkpoint="c", request_timeout_s=300, num_ingress_replicas=3)
+    assert settings.queue_ceiling_s == 100
+    assert settings.model_copy(update={"max_queued_seconds": 1000.0}).queue_ceiling_s == 1000
