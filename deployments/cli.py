@@ -7,6 +7,7 @@ from deployments.commands.generate import generate
 from deployments.commands.key import key
 from deployments.commands.plan import plan
 from deployments.commands.serve import serve
+from deployments.commands.status import status
 
 app = typer.Typer(
     name="heliograph",
@@ -20,6 +21,7 @@ app = typer.Typer(
 app.command(name="plan")(plan)
 app.command(name="generate")(generate)
 app.command(name="serve")(serve)
+app.command(name="status")(status)
 app.command(name="check")(check)
 app.command(name="key")(key)
 

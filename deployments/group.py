@@ -19,6 +19,7 @@ from deployments.pipeline_call import build_arguments, frames_per_second
 from deployments.schemas import ImageRequest, VideoRequest
 from deployments.seam_metrics import SeamMetrics
 from deployments.settings import ModelSettings
+from deployments.stages import StageReport
 from deployments.warm_up import MAX_CALLS_A_SHAPE, WARM_UP_STEPS, warm_up_requests
 from planner.plan import Plan
 from planner.profiles import configured_folder
@@ -46,19 +47,11 @@ class GroupDeployment:
         self._seam_metrics = SeamMetrics()
         self._gpu_seconds_a_request: float | None = None
         self._profiles = configured_folder(settings.profiles)
-        self._group = WorkerGroup.start(
-            plan,
-            first_bundle=_FIRST_RANK_BUNDLE,
-            on_load=logger.info,
-            timeout_s=settings.start_timeout_s,
-            deadlines=CallDeadlines(factor=settings.step_deadline_factor, floor_s=settings.step_deadline_floor_s),
-        )
+        stage = StageReport(plan)
         try:
-            for request in warm_up_requests(settings.warm_up, plan.defaults, self._group.describe()):
-                self._warm_up(request)
-        except BaseException:
-            self._group.shutdown(timeout_s=2.0)
-            raise
+            self._group = self._start(settings, stage)
+        finally:
+            stage.end()
 
     async def describe(self) -> GroupDescription:
         """What the group can do."""
@@ -128,6 +121,26 @@ class GroupDeployment:
         group = getattr(self, "_group", None)
         if group is not None:
             group.shutdown(timeout_s=5.0)
+
+    def _start(self, settings: ModelSettings, stage: StageReport) -> WorkerGroup:
+        """A group that has run every shape of the warm-up."""
+        stage.say("starting ranks")
+        self._group = WorkerGroup.start(
+            self._plan,
+            first_bundle=_FIRST_RANK_BUNDLE,
+            on_load=stage.on_load,
+            timeout_s=settings.start_timeout_s,
+            deadlines=CallDeadlines(factor=settings.step_deadline_factor, floor_s=settings.step_deadline_floor_s),
+        )
+        try:
+            requests = warm_up_requests(settings.warm_up, self._plan.defaults, self._group.describe())
+            for number, request in enumerate(requests, start=1):
+                stage.say(f"warming up, shape {number} of {len(requests)}")
+                self._warm_up(request)
+        except BaseException:
+            self._group.shutdown(timeout_s=2.0)
+            raise
+        return self._group
 
     def _warm_up(self, request: ImageRequest | VideoRequest) -> None:
         """Compares a first call with the plan's prediction, reports both, and repeats it until nothing is new."""

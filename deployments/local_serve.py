@@ -117,8 +117,15 @@ def _wait_until_running(deadline: float, logs: Path, report: Callable[[str], Non
 
 
 def _describe(app: Any) -> str:
-    """Which deployments are still starting."""
-    waiting = [name.lower() for name, deployment in app.deployments.items() if deployment.status != "HEALTHY"]
+    """Which deployments are still starting, and how far they are."""
+    from deployments.stages import describe_deployment, read_stages
+
+    stages = read_stages()
+    waiting = [
+        f"{name.lower()} ({describe_deployment(APP_NAME, name, deployment, stages)})"
+        for name, deployment in app.deployments.items()
+        if deployment.status != "HEALTHY"
+    ]
     return f"starting {' and '.join(waiting)}" if waiting else "starting"
 
 

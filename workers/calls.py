@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from planner.plan import Residency
+
 Stage = Literal["encode", "denoise", "decode"]
 OutputKind = Literal["image", "video", "latent"]
 
@@ -118,3 +120,27 @@ class GroupDescription:
     load_seconds: Mapping[str, float]
     weight_bytes_read: tuple[int, ...]
     takes_flow_shift: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentLoaded:
+    """One component is in place on one rank.
+
+    Attributes:
+        residency: where it is.
+        fallback_reason: why it is not where the plan wanted it first; None if it is.
+    """
+
+    world_rank: int
+    name: str
+    bytes_read: int
+    seconds: float
+    residency: Residency
+    fallback_reason: str | None = None
+
+    def __str__(self) -> str:
+        planned = f", {self.residency} instead of as planned: {self.fallback_reason}" if self.fallback_reason else ""
+        return (
+            f"rank {self.world_rank}: {self.name} in place, {self.bytes_read / 2**20:.1f} MiB "
+            f"in {self.seconds:.2f} s{planned}"
+        )

@@ -10,6 +10,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from planner.plan import ComponentKind, Plan, Residency
+from workers.calls import ComponentLoaded
 from workers.residency import PlacedComponent, Placer
 from workers.sequence import apply_sequence
 from workers.shared_host import NodeRanks
@@ -17,23 +18,6 @@ from workers.stream_offload import OffloadGroup
 from workers.streaming import StreamedModule
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ComponentLoaded:
-    """One component is in place on one rank.
-
-    Attributes:
-        residency: where it is.
-        fallback_reason: why it is not where the plan wanted it first; None if it is.
-    """
-
-    world_rank: int
-    name: str
-    bytes_read: int
-    seconds: float
-    residency: Residency
-    fallback_reason: str | None = None
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from planner.kinds import runs_every_step
 from planner.plan import Plan, Residency
 from workers.call_pace import CallDeadlines
-from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progress
+from workers.calls import ComponentLoaded, GenerateCall, GenerateResult, GroupDescription, Progress
 from workers.errors import GroupDiedError, GroupStartError, WorkerError
 from workers.rank_actor import RankActor
 
@@ -46,7 +46,7 @@ class WorkerGroup:
         plan: Plan,
         *,
         first_bundle: int | None = None,
-        on_load: Callable[[str], None] | None = None,
+        on_load: Callable[[ComponentLoaded], None] | None = None,
         timeout_s: float = 600.0,
         deadlines: CallDeadlines | None = None,
     ) -> "WorkerGroup":
@@ -56,7 +56,7 @@ class WorkerGroup:
             plan: what to start.
             first_bundle: bundle of rank 0 in the caller's own placement group (a Serve replica); None makes a
                 placement group for this group alone.
-            on_load: told one line for each component that is in place.
+            on_load: told of each component that is in place on a rank.
             timeout_s: for the whole start.
             deadlines: how long calls may take before a rank counts as hung.
 
@@ -182,17 +182,16 @@ class WorkerGroup:
             rendezvous = _get(self._ranks[0].open_door.remote(host, deadline.left()), deadline.left())
         _get([rank.join.remote(rendezvous, deadline.left()) for rank in self._ranks], deadline.left())
 
-    def _load(self, on_load: Callable[[str], None], deadline: "_Deadline") -> tuple[dict[str, float], tuple[int, ...]]:
+    def _load(
+        self, on_load: Callable[[ComponentLoaded], None], deadline: "_Deadline"
+    ) -> tuple[dict[str, float], tuple[int, ...]]:
         """Loads on all ranks at once; returns the slowest rank's seconds a component and the bytes read a rank."""
         seconds: dict[str, float] = {}
         num_bytes = [0] * len(self._ranks)
         for event in _merge([rank.load.remote() for rank in self._ranks], deadline):
             seconds[event.name] = max(seconds.get(event.name, 0.0), event.seconds)
             num_bytes[event.world_rank] += event.bytes_read
-            on_load(
-                f"rank {event.world_rank}: {event.name} in place, {event.bytes_read / 2**20:.1f} MiB "
-                f"in {event.seconds:.2f} s{_fallback_text(event)}"
-            )
+            on_load(event)
         return seconds, tuple(num_bytes)
 
 
@@ -245,10 +244,6 @@ def _merge(generators: list[Any], deadline: _Deadline) -> Iterator[Any]:
                 yield _get(next(generator), deadline.left())
             except StopIteration:
                 pending.remove(generator)
-
-
-def _fallback_text(event: Any) -> str:
-    return f", {event.residency} instead of as planned: {event.fallback_reason}" if event.fallback_reason else ""
 
 
 def _ignore(_: object) -> None:

@@ -18,7 +18,7 @@ from workers.errors import GroupDiedError, GroupStartError, WorkerError
 from workers.request_control import RunningRequest
 
 if TYPE_CHECKING:
-    from workers.components import ComponentLoaded
+    from workers.calls import ComponentLoaded
     from workers.leader import Leader
     from workers.link import Link
     from workers.process_group import LeaderDoor, Rendezvous

@@ -139,7 +139,7 @@ def _run(plan: Plan, call: OneCall, seconds: dict[str, float], display: Progress
     with local_ray(num_cpus=num_cpus):
         from workers.group import WorkerGroup
 
-        group = WorkerGroup.start(plan, on_load=display.say)
+        group = WorkerGroup.start(plan, on_load=lambda event: display.say(str(event)))
         try:
             seconds["start"] = time.monotonic() - start
             arguments = call.arguments(plan, group.describe())

@@ -50,7 +50,7 @@ def test_refused_host_memory_is_said_by_the_group_and_gives_the_same_result(tiny
         }
     )
     lines: list[str] = []
-    group = WorkerGroup.start(plan, on_load=lines.append, timeout_s=90)
+    group = WorkerGroup.start(plan, on_load=lambda event: lines.append(str(event)), timeout_s=90)
     try:
         result = group.generate(GenerateCall(LATENTS, seed=3))
     finally:

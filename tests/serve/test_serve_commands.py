@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.serve.conftest import SHAPES
-from tests.serve.processes import ROOT, Command, wait_until
+from tests.serve.processes import ROOT, Command, heliograph, wait_until
 
 QUICK = {"prompt": "a red circle", "seed": 1, "num_inference_steps": 1}
 
@@ -20,6 +20,7 @@ QUICK = {"prompt": "a red circle", "seed": 1, "num_inference_steps": 1}
 def test_serve_answers_until_interrupted_and_leaves_nothing(run_heliograph):
     command = run_heliograph("serve", SHAPES, "--port", "0")
     command.wait_for_line("Ctrl-C stops it")
+    assert "warming up, shape 1 of 2" in command.stderr
     url = re.search(r"http://127\.0\.0\.1:\d+", command.stderr)[0]
     answer = httpx.post(f"{url}/v1/images/generations", json=QUICK, timeout=30)
     assert answer.status_code == 200
@@ -56,7 +57,7 @@ def cluster(tmp_path):
     command.kill_all()
 
 
-def test_serve_deploy_of_the_example(cluster, tmp_path):
+def test_serve_deploy_of_the_example(cluster, tmp_path, monkeypatch):
     wait_until(lambda: "\n" in cluster.stdout or cluster.process.poll() is not None, "a dashboard", timeout_s=60)
     dashboard = json.loads(cluster.stdout)["dashboard"]
     config = (ROOT / "examples" / "shapes.yaml").read_text()
@@ -79,3 +80,7 @@ def test_serve_deploy_of_the_example(cluster, tmp_path):
     answer = httpx.post(f"{url}/v1/images/generations", json=QUICK, timeout=30)
     assert answer.status_code == 200
     assert httpx.get(f"{url}/plan").json()["group"]["cfg_degree"] == 2
+    monkeypatch.setenv("RAY_ADDRESS", json.loads(cluster.stdout)["address"])
+    status = heliograph("status", folder=tmp_path / "status")
+    assert status.wait() == 0, status.stderr
+    assert status.stdout.splitlines() == ["heliograph: ready", "  Group: 1 ready", "  Ingress: 2 ready"]

@@ -10,7 +10,8 @@ import torch
 from planner.plan import AttentionBackend, Compilation, Plan, Residency, ResidencyChoice
 from tests.plans import make_wan_plan
 from tests.tiny_checkpoints import make_tiny_wan
-from workers.components import ComponentLoaded, RankComponents, load_components
+from workers.calls import ComponentLoaded
+from workers.components import RankComponents, load_components
 from workers.errors import LoadError
 from workers.norms import CachedFP32LayerNorm
 from workers.stream_engine import HostMemoryError
