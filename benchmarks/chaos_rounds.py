@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos_client import ANSWER_TIMEOUT_S, MAX_TRIES, Entry, in_thread
+from benchmarks.chaos_processes import wait_until
 from benchmarks.chaos_site import LONG, SHORT, Site, running_site
 
 Facts = dict[str, float]
 """What was measured: seconds, counts."""
 Place = Callable[[Path], AbstractContextManager[Site]]
+RESTORE_TIMEOUT_S = 300.0
 _MID_STEP = 2
 _PATIENCE_S = MAX_TRIES * ANSWER_TIMEOUT_S + 60
 
@@ -48,7 +50,7 @@ def under_load(site: Site, harm: Callable[[], Facts], *, num_requests: int = 20)
     jobs, a third are pictures, a third pictures under keys.
 
     Facts: those of the harm; `answer_s`, until the request in mid-step was answered; `restored_s`, until every process
-    was there and healthy; both from the harm on.
+    was there and `/health` 200; both from the harm on.
     """
     begun = threading.Event()
     watched = in_thread(site.client.watched_picture, LONG, at_step(begun.set))
@@ -64,10 +66,11 @@ def under_load(site: Site, harm: Callable[[], Facts], *, num_requests: int = 20)
     answered: list[float] = []
     watched.add_done_callback(lambda _: answered.append(time.monotonic() - start))
     facts = harm()
-    restored = time.monotonic() - start
-    restored += site.wait_until_whole()
+    wait_until(site.is_back, "every process, and /health 200", timeout_s=RESTORE_TIMEOUT_S)
+    restored_s = time.monotonic() - start
     entries = collect([watched, *others])
-    return Result(entries, {**facts, "answer_s": answered[0], "restored_s": restored})
+    site.wait_until_whole()
+    return Result(entries, {**facts, "answer_s": answered[0], "restored_s": restored_s})
 
 
 def collect(futures: Sequence["Future[Entry]"]) -> list[Entry]:

@@ -45,6 +45,10 @@ class Site:
     processes: dict[str, int] = field(default_factory=dict)
     extra: Any = None
 
+    def is_back(self) -> bool:
+        """Whether every process is there again and requests would be answered; they may still queue up."""
+        return count_processes() == self.processes and self.client.health()[0] == 200
+
     def is_whole(self) -> bool:
         """Whether every process is there again and all ranks of a group answer."""
         return count_processes() == self.processes and self.client.health()[1] == "ok"

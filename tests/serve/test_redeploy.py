@@ -71,6 +71,15 @@ def test_another_plan_replaces_groups_and_ingress_without_a_failed_request(url):
     assert httpx.get(f"{address}/plan", timeout=30).json()["group"]["cfg_degree"] == 2
 
 
+def test_plan_that_cannot_be_leaves_the_running_app_as_it_is(url):
+    address, make = url
+    before = replicas()
+    with pytest.raises(RuntimeError, match="512"):
+        redeploy(make(num_ranks=512))
+    assert httpx.post(f"{address}/v1/images/generations", json=BODY, timeout=120).status_code == 200
+    assert replicas() == before
+
+
 def test_without_room_the_old_groups_go_on_and_the_status_says_why(url):
     address, make = url
     before = replicas()["Group"]
