@@ -20,7 +20,7 @@ import httpx
 MAX_TRIES = 3
 ANSWER_TIMEOUT_S = 150.0
 _FIRST_PAUSE_S = 0.5
-_POLL_S = 0.1
+_POLL_S = 0.25
 Outcome = Literal["equal", "different", "refused", "failed", "lost", "left"]
 
 

@@ -16,6 +16,7 @@ PROXY = "ray::ProxyActor"
 PLANNER = "ray::PlannerActor"
 SERVING = (RANK, COORDINATOR, INGRESS, CONTROLLER, PROXY)
 _POLL_S = 0.02
+SLOW_POLL_S = 0.5  # for what costs the service or this machine something to look at
 
 
 def pids_of(start: str) -> list[int]:
@@ -45,7 +46,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def wait_until(condition: Callable[[], bool], what: str, *, timeout_s: float) -> float:
+def wait_until(condition: Callable[[], bool], what: str, *, timeout_s: float, poll_s: float = _POLL_S) -> float:
     """Polls a condition; the seconds that it took.
 
     Raises:
@@ -55,7 +56,7 @@ def wait_until(condition: Callable[[], bool], what: str, *, timeout_s: float) ->
     while not condition():
         if time.monotonic() > start + timeout_s:
             raise TimeoutError(f"not in {timeout_s:g} s: {what}")
-        time.sleep(_POLL_S)
+        time.sleep(poll_s)
     return time.monotonic() - start
 
 

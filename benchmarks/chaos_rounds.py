@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos_client import ANSWER_TIMEOUT_S, MAX_TRIES, Entry, in_thread
-from benchmarks.chaos_processes import wait_until
+from benchmarks.chaos_processes import SLOW_POLL_S, wait_until
 from benchmarks.chaos_site import LONG, SHORT, Site, running_site
 
 Facts = dict[str, float]
@@ -66,7 +66,7 @@ def under_load(site: Site, harm: Callable[[], Facts], *, num_requests: int = 20)
     answered: list[float] = []
     watched.add_done_callback(lambda _: answered.append(time.monotonic() - start))
     facts = harm()
-    wait_until(site.is_back, "every process, and /health 200", timeout_s=RESTORE_TIMEOUT_S)
+    wait_until(site.is_back, "every process, and /health 200", timeout_s=RESTORE_TIMEOUT_S, poll_s=SLOW_POLL_S)
     restored_s = time.monotonic() - start
     entries = collect([watched, *others])
     site.wait_until_whole()

@@ -12,7 +12,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from benchmarks.chaos_client import Ask, LedgerClient
-from benchmarks.chaos_processes import count_processes, wait_until
+from benchmarks.chaos_processes import SLOW_POLL_S, count_processes, wait_until
 from deployments.config_check import IMPORT_PATH
 from deployments.local_ray import local_ray
 from deployments.local_serve import APP_NAME, find_port
@@ -55,7 +55,7 @@ class Site:
 
     def wait_until_whole(self) -> float:
         """Waits for it; the seconds that it took."""
-        return wait_until(self.is_whole, "the service as it was", timeout_s=_HEALTHY_TIMEOUT_S)
+        return wait_until(self.is_whole, "the service as it was", timeout_s=_HEALTHY_TIMEOUT_S, poll_s=SLOW_POLL_S)
 
 
 def make_settings(folder: Path, **values: Any) -> AppSettings:
@@ -101,7 +101,9 @@ def deploy(settings: AppSettings, *, app_name: str = APP_NAME, route_prefix: str
         "args": settings.model_dump(mode="json", exclude_unset=True),
     }
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [config]}))
-    wait_until(lambda: bool(status_of(app_name).deployments), "a plan", timeout_s=_HEALTHY_TIMEOUT_S)
+    wait_until(
+        lambda: bool(status_of(app_name).deployments), "a plan", timeout_s=_HEALTHY_TIMEOUT_S, poll_s=SLOW_POLL_S
+    )
 
 
 def status_of(app_name: str = APP_NAME) -> Any:
@@ -121,7 +123,7 @@ def site_at(port: int, settings: AppSettings, begin: float, *, extra: Any = None
     """The site on a port once it is healthy, with all pictures learnt. `begin`: when the deploy began."""
     client = LedgerClient(f"http://{HOST}:{port}")
     try:
-        wait_until(lambda: client.health()[1] == "ok", "health", timeout_s=_HEALTHY_TIMEOUT_S)
+        wait_until(lambda: client.health()[1] == "ok", "health", timeout_s=_HEALTHY_TIMEOUT_S, poll_s=SLOW_POLL_S)
         start_s = time.monotonic() - begin
         client.learn([LONG, MIDDLE, *SHORT])
         wait_until(lambda: client.health()[1] == "ok", "health", timeout_s=_HEALTHY_TIMEOUT_S)
