@@ -54,16 +54,19 @@ def build_app(settings: AppSettings) -> Application:
     host = running_http_host()
     if host is not None:
         check_exposure(settings, host)
-    plans = [_ask_planner(model, settings.plan_timeout_s) for model in settings.served_models]
+    plans = [_ask_planner(model, settings) for model in settings.served_models]
     groups = [_bind_group(settings, model, plan) for model, plan in zip(settings.served_models, plans, strict=True)]
     return _bind_ingress(settings, plans, groups)
 
 
-def _ask_planner(model: ModelSettings, timeout_s: float) -> Plan:
+def _ask_planner(model: ModelSettings, settings: AppSettings) -> Plan:
     """The planner's answer. An actor that nobody holds any more may be found by name while it goes: asked again."""
     for attempt in range(1, _NUM_PLANNER_ATTEMPTS + 1):
         try:
-            return ask_planner(str(model.checkpoint_folder), model.plan, profiles=model.profiles, timeout_s=timeout_s)
+            return ask_planner(
+                str(model.checkpoint_folder), model.plan, cluster_file=settings.cluster_file or None,
+                profiles=model.profiles, timeout_s=settings.plan_timeout_s,
+            )  # fmt: skip
         except PlannerError as error:
             if not isinstance(error.__cause__, RayActorError) or attempt == _NUM_PLANNER_ATTEMPTS:
                 raise

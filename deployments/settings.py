@@ -251,6 +251,9 @@ class AppSettings(ModelSettings):
             above it, 429. If None, `request_timeout_s` divided by the ingress replicas, which do not know of one
             another's requests: so that what is admitted is done in time.
         request_timeout_s: for everything that a request waits for.
+        cluster_file: a file for `ray up`, on the head node, whose node types (`available_node_types`) the autoscaler
+            may still start: they are planned for beside the nodes that are up. Without it `~/ray_bootstrap_config.yaml`
+            there, where `ray up` leaves it.
         plan_timeout_s: for the planner's answer.
         health_timeout_s: `/health` answers within this time.
         api_keys: who may use the service; with none, everybody who reaches the port.
@@ -270,6 +273,7 @@ class AppSettings(ModelSettings):
     max_queued_requests: int = Field(default=64, ge=1)
     max_queued_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     request_timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
+    cluster_file: str = Field(default="", max_length=1000)
     plan_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     health_timeout_s: float = Field(default=2.0, gt=0, allow_inf_nan=False)
     api_keys: tuple[ApiKey, ...] = ()

@@ -19,6 +19,9 @@ from planner.profiles import configured_folder, keep_measurement, read_measureme
 from planner.search import plan_group
 
 NAMESPACE = "heliograph"
+# The head node is the one that stays, and the one that has the cluster's description.
+_ON_HEAD = {"node:__internal_head__": 0.001}
+_BOOTSTRAP_FILE = Path.home() / "ray_bootstrap_config.yaml"
 START_TIMEOUT_S = 60.0
 PLAN_TIMEOUT_S = 60.0
 
@@ -34,7 +37,8 @@ class PlannerActor:
         Args:
             checkpoint: folder or URL, as the actor's node sees it.
             request_json: JSON of a `PlanRequest`.
-            cluster_file: a `ray up` file whose node types may still be started, beside the live nodes.
+            cluster_file: a `ray up` file whose node types may still be started, beside the live nodes; without it the
+                one that `ray up` leaves on the head node, if there is one.
             profiles: folder or URL of the calibration profiles, else `HELIOGRAPH_PROFILES` of the actor's node.
 
         Raises:
@@ -73,8 +77,9 @@ def get_planner_actor(*, timeout_s: float = START_TIMEOUT_S) -> Any:
         PlannerError: it did not stand within `timeout_s`.
     """
     remote = ray.remote(PlannerActor).options(
-        name=f"planner-{code_hash()}", namespace=NAMESPACE, get_if_exists=True, num_cpus=0, num_gpus=0, max_restarts=0
-    )
+        name=f"planner-{code_hash()}", namespace=NAMESPACE, get_if_exists=True, num_cpus=0, num_gpus=0, max_restarts=0,
+        resources=_ON_HEAD,
+    )  # fmt: skip
     actor = remote.remote()
     try:
         ray.get(actor.ping.remote(), timeout=timeout_s)
@@ -149,14 +154,15 @@ def _refuse_what_groups_do_not_run(request: PlanRequest) -> None:
 
 
 def _live_cluster(cluster_file: str | None) -> Cluster:
+    file = cluster_file or (str(_BOOTSTRAP_FILE) if _BOOTSTRAP_FILE.is_file() else None)
     live: Cluster | None = None
     try:
         live = cluster_from_ray_nodes(ray.nodes())
     except ClusterError:
-        if cluster_file is None:
+        if file is None:
             raise
-    if cluster_file is None:
+    if file is None:
         assert live is not None
         return live
-    possible = cluster_from_yaml(cluster_file)
+    possible = cluster_from_yaml(file)
     return possible if live is None else merge_clusters(live, possible)

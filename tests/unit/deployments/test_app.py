@@ -10,6 +10,7 @@ from deployments.settings import AppSettings
 from tests.plans import make_wan_plan
 
 MODELS = [{"checkpoint": "/models/a b", "num_replicas": 2}, {"checkpoint": "/models/c", "name": "org/c"}]
+cluster_files = []
 ELSEWHERE = {"database": "postgresql://u@h/d", "storage": "s3://bucket/results"}
 
 
@@ -18,8 +19,9 @@ def asked(monkeypatch):
     """The checkpoints that the planner was asked about; no Serve runs."""
     checkpoints = []
 
-    def ask(checkpoint, request, **_):
+    def ask(checkpoint, request, **options):
         checkpoints.append(checkpoint)
+        cluster_files.append(options["cluster_file"])
         return make_wan_plan(Path(checkpoint))
 
     monkeypatch.setattr(builder, "ask_planner", ask)
@@ -45,6 +47,15 @@ def test_each_model_has_its_own_groups_with_names_that_serve_takes(asked):
     assert [group.name for group in groups] == ["Group-0-a_b", "Group-1-org_c"]
     assert [group.num_replicas for group in groups] == [2, 1]
     assert asked == ["/models/a b", "/models/c"] == [plan.checkpoint for plan in ingress.init_args[1]]
+
+
+@pytest.mark.parametrize(
+    ("said", "asked_with"), [({}, None), ({"cluster_file": "/etc/cluster.yaml"}, "/etc/cluster.yaml")]
+)
+def test_planner_is_told_of_nodes_that_may_come(asked, said, asked_with):
+    cluster_files.clear()
+    build(checkpoint="/models/shapes", **said)
+    assert cluster_files == [asked_with]
 
 
 @pytest.mark.parametrize(("rollover", "surge"), [("surge", 20), ("replace", 0)])
