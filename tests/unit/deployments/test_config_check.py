@@ -16,7 +16,7 @@ from deployments.errors import SettingsError
 EXAMPLES = [
     file
     for file in sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
-    if "applications" in yaml.safe_load(file.read_text())
+    if "applications" in next(yaml.safe_load_all(file.read_text()))
 ]
 GOOD: dict[str, Any] = {
     "http_options": {"host": "127.0.0.1", "port": 8000},

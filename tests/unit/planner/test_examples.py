@@ -9,7 +9,7 @@ import yaml
 from deployments.config_check import check_config
 from deployments.settings import AppSettings
 from planner.checkpoint import read_checkpoint
-from planner.cluster import cluster_from_flags
+from planner.cluster import cluster_from_flags, cluster_from_yaml
 from planner.plan import Plan, Residency
 from planner.search import plan_group
 from tests.tools.skeletons import write_skeleton
@@ -72,8 +72,30 @@ def test_two_models_have_a_plan_each_on_h100s_and_names_of_their_own(wan: Path, 
 
 @pytest.fixture
 def rayservice() -> dict[str, Any]:
-    document: dict[str, Any] = yaml.safe_load(KUBERAY.read_text())
-    return document
+    _, document = yaml.safe_load_all(KUBERAY.read_text())
+    assert document["kind"] == "RayService"
+    return dict(document)
+
+
+def test_kuberay_planner_knows_the_worker_pods_that_are_not_up(
+    rayservice: dict[str, Any], wan: Path, tmp_path: Path
+) -> None:
+    config_map, _ = yaml.safe_load_all(KUBERAY.read_text())
+    settings = settings_in(yaml.safe_load(rayservice["spec"]["serveConfigV2"]))
+    head = rayservice["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
+    (mount,) = [m for m in head["containers"][0]["volumeMounts"] if m["name"] == "cluster"]
+    (name,) = config_map["data"]
+    assert settings.cluster_file == f"{mount['mountPath']}/{name}"
+    (tmp_path / name).write_text(config_map["data"][name])
+    cluster = cluster_from_yaml(tmp_path / name)
+    (group,) = rayservice["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    (node,) = [node for node in cluster.node_types if node.name == group["groupName"]]
+    assert node.count == group["maxReplicas"]
+    assert (str(node.num_gpus), f"{node.num_cpus:g}") == (limits["nvidia.com/gpu"], limits["cpu"])
+    assert f"{node.host_memory_bytes // 2**30}Gi" == limits["memory"]
+    plan = plan_group(read_checkpoint(wan), cluster, settings.plan)
+    assert (plan.device, plan.group.num_ranks) == ("cuda", 2)
 
 
 def test_kuberay_config_is_clean(rayservice: dict[str, Any]) -> None:
