@@ -1,0 +1,212 @@
+"""Groups and nodes that come with waiting work and go without it, by Ray's own autoscaler on nodes of this machine.
+
+    python -m benchmarks.autoscaling_on_nodes [--jobs N] [--max-nodes N]
+
+Ray's fake provider starts each node as a raylet here; a node has room for one group of two ranks. From no node and no
+group, picture jobs come in; every half a second the nodes, groups and unfinished jobs are counted, until all is gone
+again. Nothing of it outlives this process, and no other Ray on this machine is touched.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import ray
+from ray import serve
+
+from benchmarks.chaos_processes import wait_until
+from benchmarks.chaos_site import HOST, deploy, make_settings
+from benchmarks.record import keep
+from deployments.interrupts import raise_on_termination
+from deployments.local_serve import APP_NAME, find_port
+
+_SCALING = {
+    "min_replicas": 0,
+    "target_gpu_seconds": 5.0,
+    "up_delay_s": 1.0,
+    "down_delay_s": 5.0,
+    "to_zero_delay_s": 10.0,
+}
+_IDLE_MINUTES = 0.25
+_NODE = {"CPU": 3, "memory": 2 * 2**30}
+_NUM_STEPS = 60
+_START_TIMEOUT_S = 120.0
+_TIMEOUT_S = 900.0
+_PERIOD_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One look at the cluster: seconds since the first job, and what there was."""
+
+    at_s: float
+    num_nodes: int
+    num_groups: int
+    num_unfinished: int
+
+
+def cluster_document(max_nodes: int) -> dict[str, Any]:
+    """A file for Ray's autoscaler: a head without room for a group, and nodes for one each."""
+    return {
+        "cluster_name": "fake_multinode",
+        "max_workers": max_nodes,
+        "provider": {"type": "fake_multinode"},
+        "idle_timeout_minutes": _IDLE_MINUTES,
+        "upscaling_speed": 10.0,
+        "auth": {},
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 1, "memory": 2**30}, "node_config": {}, "max_workers": 0},
+            "group": {"resources": _NODE, "node_config": {}, "min_workers": 0, "max_workers": max_nodes},
+        },
+    }
+
+
+@contextmanager
+def autoscaled_ray(folder: Path, file: Path) -> Iterator[None]:
+    """A head with an autoscaler, in a process tree that is killed at the end."""
+    environment = {
+        "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_AUTH_MODE": "token",
+        "RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0",
+    }  # fmt: skip
+    os.environ.update(environment)
+    port = find_port(HOST, 0)
+    command = [
+        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--port", str(port),
+        "--autoscaling-config", str(file), "--num-cpus", "1", "--num-gpus", "0", "--include-dashboard", "false",
+        "--temp-dir", str(folder), "--object-store-memory", str(10**8),
+    ]  # fmt: skip
+    with (folder / "head.log").open("wb") as log:
+        head = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        _connect(port)
+        raise_on_termination()
+        yield
+    finally:
+        ray.shutdown()
+        _kill_tree(head.pid)
+        head.wait()
+
+
+def measure(url: str, *, num_jobs: int) -> tuple[list[Sample], list[str]]:
+    """Hands in the jobs, and looks until no node is left; the samples, and how each job ended."""
+    begin = time.monotonic()
+    with httpx.Client(base_url=url, timeout=60) as client:
+        jobs = {_submit(client, seed): "queued" for seed in range(num_jobs)}
+        samples: list[Sample] = []
+        while time.monotonic() - begin < _TIMEOUT_S:
+            for job in [job for job, state in jobs.items() if state not in ("completed", "failed")][:8]:
+                jobs[job] = client.get(f"/v1/images/jobs/{job}").json()["status"]
+            num_unfinished = sum(state not in ("completed", "failed") for state in jobs.values())
+            samples.append(Sample(time.monotonic() - begin, _num_nodes(), _num_groups(), num_unfinished))
+            if num_unfinished == 0 and samples[-1].num_nodes == 0:
+                break
+            time.sleep(_PERIOD_S)
+    return samples, list(jobs.values())
+
+
+def summarize(samples: list[Sample], states: list[str]) -> dict[str, Any]:
+    """One row: the most that there were, and when."""
+    most_nodes, most_groups = max(s.num_nodes for s in samples), max(s.num_groups for s in samples)
+    done = [s.at_s for s in samples if s.num_unfinished == 0]
+    return {
+        "jobs": len(states),
+        "completed": states.count("completed"),
+        "most_nodes": most_nodes,
+        "most_groups": most_groups,
+        "first_group_s": _first(samples, lambda s: s.num_groups > 0),
+        "most_groups_s": _first(samples, lambda s: s.num_groups == most_groups),
+        "all_done_s": round(done[0], 1) if done else None,
+        "no_group_s": _first(samples, lambda s: s.num_unfinished == 0 and s.num_groups == 0),
+        "no_node_s": _first(samples, lambda s: s.num_unfinished == 0 and s.num_nodes == 0),
+    }
+
+
+def main() -> None:
+    """Runs it once and keeps the row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=60)
+    parser.add_argument("--max-nodes", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="hg", dir="/tmp") as name:  # short: sockets lie in it
+        folder = Path(name)
+        file = folder / "cluster.json"
+        file.write_text(json.dumps(cluster_document(options.max_nodes)))
+        with autoscaled_ray(folder, file):
+            scaling = {**_SCALING, "max_replicas": options.max_nodes}
+            settings = make_settings(folder, autoscaling=scaling, cluster_file=str(file))
+            port = find_port(HOST, 0)
+            serve.start(http_options={"host": HOST, "port": port, "location": "HeadOnly"})
+            deploy(settings)
+            url = f"http://{HOST}:{port}"
+            wait_until(lambda: _answers(url), "an ingress replica", timeout_s=_START_TIMEOUT_S, poll_s=_PERIOD_S)
+            samples, states = measure(url, num_jobs=options.jobs)
+    for sample in samples[:: max(len(samples) // 40, 1)]:
+        print(sample)
+    keep("autoscaling_on_nodes", [summarize(samples, states)])
+
+
+def _connect(port: int) -> None:
+    def connects() -> bool:
+        try:
+            ray.init(address=f"{HOST}:{port}", log_to_driver=False, logging_level="ERROR")
+        except Exception:  # it is not up yet
+            ray.shutdown()
+            return False
+        return True
+
+    wait_until(connects, "the head node", timeout_s=_START_TIMEOUT_S, poll_s=_PERIOD_S)
+
+
+def _submit(client: httpx.Client, seed: int) -> str:
+    body = {"prompt": "a red circle", "seed": seed, "num_inference_steps": _NUM_STEPS, "background_job": True}
+    return str(client.post("/v1/images/generations", json=body).raise_for_status().json()["id"])
+
+
+def _num_nodes() -> int:
+    return sum(node["Alive"] and "node:__internal_head__" not in node["Resources"] for node in ray.nodes())
+
+
+def _num_groups() -> int:
+    group = serve.status().applications[APP_NAME].deployments["Group"]
+    return sum(number for state, number in group.replica_states.items() if state == "RUNNING")
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/live", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _first(samples: list[Sample], is_so: Any) -> float | None:
+    return next((round(sample.at_s, 1) for sample in samples if is_so(sample)), None)
+
+
+def _kill_tree(pid: int) -> None:
+    try:
+        root = psutil.Process(pid)
+        tree = [*root.children(recursive=True), root]
+    except psutil.NoSuchProcess:
+        return
+    for process in tree:
+        try:
+            process.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+
+
+if __name__ == "__main__":
+    main()
