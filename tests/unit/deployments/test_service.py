@@ -93,6 +93,18 @@ async def test_video_events_carry_a_video():
     assert events[-1].output_format == "mp4"
 
 
+async def test_health_is_not_busy_when_the_group_that_could_not_be_reached_turns_out_to_be_dead():
+    groups = FakeGroups()
+    groups.probe_answer = "unreached"
+    known = iter([1, 0])  # Serve finds out while the group is asked
+
+    async def num_running():
+        return next(known)
+
+    groups.num_running = num_running
+    assert (await make_service(groups).health()).status == "unavailable"
+
+
 @pytest.mark.parametrize(
     ("num_groups", "probe", "status"),
     [(1, "ok", "ok"), (1, "unreached", "busy"), (1, "dead", "unavailable"), (0, "ok", "unavailable")],
