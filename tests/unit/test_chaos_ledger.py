@@ -8,6 +8,7 @@ import httpx
 from benchmarks import chaos, chaos_client
 from benchmarks.chaos_faults import FAULTS
 from benchmarks.chaos_rounds import Fault
+from benchmarks.chaos_table import as_markdown
 
 
 def entry(kind, outcome, num_answers, detail=""):
@@ -71,3 +72,11 @@ def test_client_sends_again_what_serve_s_proxy_drops_but_not_what_the_service_re
     client._expected[ask] = "cGl4ZWxz"
     outcomes = [(e.outcome, e.num_tries, e.detail) for e in (client.picture(ask) for _ in range(3))]
     assert outcomes == [("equal", 2, ""), ("refused", 1, "queue_full"), ("lost", 3, "HTTP 500")]
+
+
+def test_table_counts_failed_requests_as_lost():
+    entries = [entry("picture", "equal", 1), entry("picture", "lost", 0), entry("job", "failed", 0)]
+    table = as_markdown(chaos.summarize([{"fault": "rank_killed", "entries": entries, "facts": {"seen_s": 0.25}}]))
+    head, rule, line = table.splitlines()
+    assert head.count("|") == rule.count("|") == line.count("|")
+    assert line == "| rank killed | 1 | 3 | 1 | 0 | 2 | 0 | 0 | 0 | seen 0.25 (at most 0.25) s |"
