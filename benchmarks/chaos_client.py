@@ -30,7 +30,7 @@ class Entry:
 
     Attributes:
         kind: `picture` (the client waits), `keyed` (it waits under an idempotency key), `job` (accepted, made,
-            fetched), `poison` and `huge` (meant to be refused, and to fail).
+            fetched), `poison` and `huge` (meant to end in an error that says why, counted as `refused`).
         outcome: `equal`, `different`, `refused` (an error object with a reason before work was promised), `failed` (an
             error object after that), `lost` (no answer, or one that is not ours), `left` (the client went away itself).
         num_answers: files that came of it.

@@ -56,7 +56,7 @@ def _run_out_of_memory(site: Site) -> Result:
     begin = time.monotonic()
     around = [in_thread(site.client.picture, SHORT[index % 2]) for index in range(4)]
     code = site.client.video_error(HUGE)
-    huge = Entry("huge", "failed" if code == "out_of_memory" else "lost", 0, code)
+    huge = Entry("huge", "refused" if code == "out_of_memory" else "lost", 0, code)
     entries = [*collect(around), *(site.client.picture(SHORT[index % 2]) for index in range(5))]
     same = pids_of(processes.RANK) == before
     return Result([huge, *entries], {"same_processes": float(same), "round_s": time.monotonic() - begin})
