@@ -1,8 +1,8 @@
 """A client that keeps account: what became of each request, and whether its bytes are those of an undisturbed service.
 
 As OpenAI's clients do, it sends a request again, at most twice, after a dropped connection, after a 5xx that is none of
-the service's own (Serve's proxy, when the replica behind it is gone), and after a 503. As long as nobody listens, it
-goes on trying to connect. Both are counted.
+the service's own (Serve's proxy, when the replica behind it is gone), and after a 503 and a 504 that say that it may.
+As long as nobody listens, it goes on trying to connect. Both are counted.
 """
 
 import base64
@@ -21,6 +21,7 @@ MAX_TRIES = 3
 ANSWER_TIMEOUT_S = 150.0
 _FIRST_PAUSE_S = 0.5
 _POLL_S = 0.25
+_SEND_AGAIN = ("unavailable", "storage_unavailable", "still_running")  # codes without `x-should-retry: false`
 Outcome = Literal["equal", "different", "refused", "failed", "lost", "left"]
 
 
@@ -248,7 +249,7 @@ def _tried(send: Callable[[], Entry], *, max_tries: int, kind: str = "picture") 
             entry = Entry(kind, "lost", 0, type(error).__name__)
             num_sent += 1
         seconds = time.monotonic() - start
-        is_worth_another = entry.outcome == "lost" or (entry.outcome == "refused" and entry.detail == "unavailable")
+        is_worth_another = entry.outcome == "lost" or entry.detail in _SEND_AGAIN
         if not is_worth_another or num_sent >= max_tries or seconds > ANSWER_TIMEOUT_S:
             return replace(entry, num_tries=num_tries, seconds=round(seconds, 3))
         time.sleep(_FIRST_PAUSE_S * 2**num_sent)
