@@ -5,6 +5,7 @@ model, then the classes in `_repeated_blocks` (else `_no_split_modules`), then t
 Predicates here see strings only, so that the planner (parameter names) and the workers (modules) use the same ones.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -59,6 +60,17 @@ def find_block(parameter_name: str, *, containers: Sequence[str]) -> str | None:
         if _is_number(parts[position]) and _containers_before(parts, position, ends):
             return ".".join(parts[: position + 1])
     return None
+
+
+_INNER_NUMBERS = re.compile(r"\.[0-9]+(?=\.)")
+
+
+def name_templates(names: Sequence[str]) -> list[str]:
+    """The names with each number inside them replaced by 0: `blocks.0.norm.weight` for `blocks.17.norm.weight`.
+
+    Rules tell names apart by everything but their numbers, so what holds for a template holds for all its names.
+    """
+    return _INNER_NUMBERS.sub(".0", "\n".join(names)).split("\n") if names else []
 
 
 @cache

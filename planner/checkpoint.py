@@ -22,7 +22,8 @@ from planner.files import SINGLE_FILE_ADVICE, CheckpointFiles, check_name, open_
 from planner.json_text import CONFIG_LIMITS, WEIGHT_INDEX_LIMITS, JsonLimits, check_numbers, parse_object
 from planner.kinds import classify_component
 from planner.plan import ComponentKind, ServingDefaults
-from planner.weight_files import WeightFiles, find_weight_files, read_tensors
+from planner.safetensors_header import TensorEntry
+from planner.weight_files import find_weight_files, read_tensors
 from planner.weights import Block, WeightTally, group_weights
 
 INDEX_FILE = "model_index.json"
@@ -240,8 +241,12 @@ class _Reader:
         found = find_weight_files(
             self._files, name, library=library, variant=self._variant, read_json=self._read_weight_index
         )
-        tensors = read_tensors(self._files, found) if found.weight_format == "safetensors" else ()
-        self._digest_weights(found, tensors)
+        self._digest.update(repr((found.paths, found.file_bytes)).encode())
+        tensors: tuple[TensorEntry, ...] = ()
+        if found.weight_format == "safetensors":
+            stored = read_tensors(self._files, found)
+            tensors = stored.tensors
+            self._digest.update(stored.digest)
         keep = declaration.keep_in_fp32
         grouped = group_weights(
             tensors,
@@ -260,7 +265,7 @@ class _Reader:
             class_name=class_name,
             kind=classify_component(name, class_name=class_name, library=library),
             config=config,
-            payload_bytes=found.file_bytes if found.weight_format == "pickle" else sum(t.num_bytes for t in tensors),
+            payload_bytes=found.file_bytes if found.weight_format == "pickle" else grouped.tally.payload_bytes,
             num_parameters=grouped.tally.num_parameters,
             dtype_bytes=grouped.dtype_bytes,
             tally=grouped.tally,
@@ -273,11 +278,6 @@ class _Reader:
             index_position=position,
             context_parallel=declaration.context_parallel,
         )
-
-    def _digest_weights(self, found: WeightFiles, tensors: tuple[Any, ...]) -> None:
-        self._digest.update(repr((found.paths, found.file_bytes)).encode())
-        for tensor in tensors:
-            self._digest.update(f"{tensor.name}|{tensor.dtype}|{tensor.shape}|{tensor.begin}".encode())
 
     def _check_variant(self, components: list[Component]) -> None:
         if self._variant is not None and components and not any(c.variant == self._variant for c in components):

@@ -1,5 +1,6 @@
 """Which files hold a component's weights, chosen as diffusers and transformers choose them."""
 
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -127,7 +128,15 @@ def _find_pickled(files: CheckpointFiles, component: str) -> WeightFiles | None:
     return WeightFiles(paths, sum(files.size(path) or 0 for path in paths), None, "pickle", None)
 
 
-def read_tensors(files: CheckpointFiles, found: WeightFiles) -> tuple[TensorEntry, ...]:
+@dataclass(frozen=True, slots=True)
+class StoredTensors:
+    """The tensors of one component, in the order of their files, and a digest of all headers."""
+
+    tensors: tuple[TensorEntry, ...]
+    digest: bytes
+
+
+def read_tensors(files: CheckpointFiles, found: WeightFiles) -> StoredTensors:
     """Reads the headers of all files, in order, and checks them against the index.
 
     Raises:
@@ -135,6 +144,7 @@ def read_tensors(files: CheckpointFiles, found: WeightFiles) -> tuple[TensorEntr
     """
     owner: dict[str, str] = {}
     tensors: list[TensorEntry] = []
+    digest = hashlib.sha256()
     for path in found.paths:
         header = read_header(
             lambda offset, length, path=path: files.read(path, offset, length),  # type: ignore[misc]
@@ -145,17 +155,20 @@ def read_tensors(files: CheckpointFiles, found: WeightFiles) -> tuple[TensorEntr
             raise CheckpointFormatError(
                 f"{files.location}/{path}: with it the component has more than {MAX_COMPONENT_TENSORS} tensors"
             )
-        for tensor in header.tensors:
-            if tensor.name in owner:
-                raise CheckpointFormatError(
-                    f"{files.location}/{path}: {tensor.name!r:.200} is in {owner[tensor.name]} too"
-                )
-            owner[tensor.name] = path
+        here = dict.fromkeys([tensor.name for tensor in header.tensors], path)
+        for name in owner.keys() & here.keys():
+            raise CheckpointFormatError(f"{files.location}/{path}: {name!r:.200} is in {owner[name]} too")
+        owner.update(here)
         tensors += header.tensors
-    for name, path in (found.weight_map or {}).items():
+        digest.update(header.digest)
+    _check_weight_map(found.weight_map or {}, owner, location=files.location)
+    return StoredTensors(tuple(tensors), digest.digest())
+
+
+def _check_weight_map(weight_map: dict[str, str], owner: dict[str, str], *, location: str) -> None:
+    if weight_map.items() <= owner.items():
+        return
+    for name, path in weight_map.items():
         if owner.get(name) != path:
             where = owner.get(name, "no file")
-            raise CheckpointFormatError(
-                f"{files.location}: the index says that {name!r:.200} is in {path}, it is in {where}"
-            )
-    return tuple(tensors)
+            raise CheckpointFormatError(f"{location}: the index says that {name!r:.200} is in {path}, it is in {where}")

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from planner.boundaries import BlockRule, find_block, resolve_block_rule
+from planner.boundaries import BlockRule, find_block, name_templates, resolve_block_rule
 from planner.safetensors_header import TensorEntry
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -81,52 +82,87 @@ def group_weights(
     What stays in float32: diffusers' list under both 16-bit dtypes (`ModelMixin.from_pretrained`, 0.42), transformers'
     plain list under float16 only, its strict list under both (`PreTrainedModel._create_dtype_plan`, 5.23).
     """
-    names = {tensor.name for tensor in tensors}
+    names = [tensor.name for tensor in tensors]
+    # Thousands of names are a hundred templates: rules are looked up once a template.
+    templates = name_templates(names)
     # Files may use names from before a model was restructured: then the containers' last parts are looked for.
     short = tuple(dict.fromkeys(container.rpartition(".")[2] for container in containers))
     declared = ((block_classes, containers), (block_classes, short)) if containers else ()
-    rule = resolve_block_rule(class_name, names, declared=declared)
-    bfloat16_parts = frozenset(keep_in_fp32_strict) | (
-        frozenset(keep_in_fp32) if library == "diffusers" else frozenset()
-    )
-    float16_parts = frozenset(keep_in_fp32) | frozenset(keep_in_fp32_strict)
-    blocks: dict[str, WeightTally] = {}
-    rest = WeightTally()
+    rule = resolve_block_rule(class_name, dict.fromkeys(templates), declared=declared)
+    bfloat16_parts = {*keep_in_fp32_strict, *(keep_in_fp32 if library == "diffusers" else ())}
+    float16_parts = {*keep_in_fp32_strict, *keep_in_fp32}
+    traits = {
+        template: _Traits(
+            block_depth=_block_depth(template, rule),
+            kept_float16=not float16_parts.isdisjoint(template.split(".")),
+            kept_bfloat16=not bfloat16_parts.isdisjoint(template.split(".")),
+        )
+        for template in dict.fromkeys(templates)
+    }
+    present = set(names) if tied else set()
+    copies = {name for name, source in tied.items() if source in present}
+    rest, blocks = _Sum(), dict[str, _Sum]()
     dtype_bytes: dict[str, int] = {}
-    for tensor in tensors:
-        dtype_bytes[tensor.dtype] = dtype_bytes.get(tensor.dtype, 0) + tensor.num_bytes
-        single = _tally(tensor, names=names, tied=tied, float16_parts=float16_parts, bfloat16_parts=bfloat16_parts)
-        block = find_block(tensor.name, containers=rule.containers) if rule else None
-        if block is None:
-            rest = rest + single
-        else:
-            blocks[block] = blocks.get(block, WeightTally()) + single
-    ordered = tuple(Block(name, blocks[name]) for name in sorted(blocks, key=_natural))
-    return GroupedWeights(_sum([rest, *blocks.values()]), ordered, rest, rule, dict(sorted(dtype_bytes.items())))
+    for tensor, template in zip(tensors, templates, strict=True):
+        its = traits[template]
+        total = rest
+        if its.block_depth:
+            block = ".".join(tensor.name.split(".", its.block_depth)[: its.block_depth])
+            total = blocks.get(block) or blocks.setdefault(block, _Sum())
+        total.add(tensor, its, is_copy=tensor.name in copies)
+        dtype_bytes[tensor.dtype] = dtype_bytes.get(tensor.dtype, 0) + tensor.end - tensor.begin
+    ordered = tuple(Block(name, blocks[name].tally()) for name in sorted(blocks, key=_natural))
+    whole = _sum([rest.tally(), *(block.tally for block in ordered)])
+    return GroupedWeights(whole, ordered, rest.tally(), rule, dict(sorted(dtype_bytes.items())))
 
 
-def _tally(
-    tensor: TensorEntry,
-    *,
-    names: set[str],
-    tied: Mapping[str, str],
-    float16_parts: frozenset[str],
-    bfloat16_parts: frozenset[str],
-) -> WeightTally:
-    if tied.get(tensor.name) in names:
-        return WeightTally(payload_bytes=tensor.num_bytes)
-    count = tensor.num_elements
-    if tensor.dtype not in _CAST:
-        return WeightTally(tensor.num_bytes, count, 0, 0, 0, tensor.num_bytes)
-    parts = tensor.name.split(".")
-    return WeightTally(
-        tensor.num_bytes,
-        count,
-        count,
-        count if not float16_parts.isdisjoint(parts) else 0,
-        count if not bfloat16_parts.isdisjoint(parts) else 0,
-        0,
-    )
+class _Traits(NamedTuple):
+    """What all names of one template share.
+
+    Attributes:
+        block_depth: parts of the name that name its block; 0 outside the blocks.
+        kept_float16: it stays float32 where the plan's dtype is float16.
+        kept_bfloat16: it stays float32 where it is bfloat16.
+    """
+
+    block_depth: int
+    kept_float16: bool
+    kept_bfloat16: bool
+
+
+def _block_depth(template: str, rule: BlockRule | None) -> int:
+    block = find_block(template, containers=rule.containers) if rule else None
+    return block.count(".") + 1 if block else 0
+
+
+class _Sum:
+    """A `WeightTally` while it grows."""
+
+    __slots__ = ("_cast", "_fixed", "_kept_bfloat16", "_kept_float16", "_parameters", "_payload")
+
+    def __init__(self) -> None:
+        self._payload = self._parameters = self._cast = self._kept_float16 = self._kept_bfloat16 = self._fixed = 0
+
+    def add(self, tensor: TensorEntry, traits: _Traits, *, is_copy: bool) -> None:
+        num_bytes = tensor.end - tensor.begin
+        self._payload += num_bytes
+        if is_copy:
+            return
+        count = tensor.num_elements
+        self._parameters += count
+        if tensor.dtype not in _CAST:
+            self._fixed += num_bytes
+            return
+        self._cast += count
+        if traits.kept_float16:
+            self._kept_float16 += count
+        if traits.kept_bfloat16:
+            self._kept_bfloat16 += count
+
+    def tally(self) -> WeightTally:
+        return WeightTally(
+            self._payload, self._parameters, self._cast, self._kept_float16, self._kept_bfloat16, self._fixed
+        )
 
 
 def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
