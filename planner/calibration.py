@@ -117,25 +117,37 @@ class Calibration:
         self, moments: Moments, placements: tuple[Placement, ...], degrees: Degrees
     ) -> tuple[Moments, Correction | None]:
         """The moments with their peaks corrected, and by what; on CPUs nothing is."""
+        peaks, basis = self._correct_peaks(moments.gpu_peak_bytes, placements, degrees)
+        if basis is None:
+            return moments, None
+        return _with_peaks(moments, peaks), Correction(
+            number="gpu_peak_bytes",
+            predicted=float(max(moments.gpu_peak_bytes)),
+            corrected=float(max(peaks)),
+            basis=basis,
+        )
+
+    def correct_peaks(
+        self, gpu_peak_bytes: tuple[int, ...], placements: tuple[Placement, ...], degrees: Degrees
+    ) -> tuple[int, ...]:
+        """The peaks that `correct_memory` gives, without its timeline."""
+        return self._correct_peaks(gpu_peak_bytes, placements, degrees)[0]
+
+    def _correct_peaks(
+        self, gpu_peak_bytes: tuple[int, ...], placements: tuple[Placement, ...], degrees: Degrees
+    ) -> tuple[tuple[int, ...], Basis | None]:
         basis, matches = self._match(placements, degrees)
         excesses = [c.excess_bytes for c in matches if c.excess_bytes]
-        if basis is None or not excesses or not any(moments.gpu_peak_bytes):
-            return moments, None
+        if basis is None or not excesses or not any(gpu_peak_bytes):
+            return gpu_peak_bytes, None
         if basis == "other residency or degrees":
             most = max(0, *(max(excess) for excess in excesses))
             excess = (most,) * degrees.num_ranks
         else:
             excess = tuple(max(e[rank] for e in excesses) for rank in range(min(map(len, excesses))))
         if len(excess) != degrees.num_ranks or not any(excess):
-            return moments, None
-        peaks = tuple(max(1, peak + more) for peak, more in zip(moments.gpu_peak_bytes, excess, strict=True))
-        corrected = _with_peaks(moments, peaks)
-        return corrected, Correction(
-            number="gpu_peak_bytes",
-            predicted=float(max(moments.gpu_peak_bytes)),
-            corrected=float(max(peaks)),
-            basis=basis,
-        )
+            return gpu_peak_bytes, None
+        return tuple(max(1, peak + more) for peak, more in zip(gpu_peak_bytes, excess, strict=True)), basis
 
     def correct_times(
         self, times: Times, placements: tuple[Placement, ...], degrees: Degrees, *, num_steps: int

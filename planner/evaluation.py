@@ -66,63 +66,74 @@ class Excess:
     needed_bytes: int
 
 
-def evaluate(assignment: dict[str, Residency], degrees: Degrees, node: NodeType, context: PlanContext) -> Candidate:
-    """Places the components, decides what depends on their peak, and predicts the result, corrected by measurements."""
-    request = context.request
-    capacity = node.gpu_memory_bytes if context.device == "cuda" else 0
-    if request.share_gpu:
-        capacity //= degrees.num_ranks
-    setting = Setting(
-        checkpoint=context.checkpoint,
-        workload=context.workload,
-        degrees=degrees,
-        dtype=context.dtype,
-        device=context.device,
-        gpu=find_gpu(node.gpu_type) if node.gpu_type and context.device == "cuda" else None,
-        ranks_per_node=ranks_per_node(degrees, node, context),
-    )
-    calibration = Calibration(context.comparisons, gpu_type=node.gpu_type if context.device == "cuda" else None)
+class Site:
+    """Where options are evaluated: some degrees on one node type, with what is the same for all of them there."""
 
-    def peak_of(current: tuple[Placement, ...]) -> int:
-        moments, _ = calibration.correct_memory(setting.trace(current), current, degrees)
-        return max(moments.gpu_peak_bytes)
-
-    placements = tuple(_place(position, assignment[position.item.name], degrees, context) for position in context.order)
-    placements = stated_ranks(placements, request.component_ranks)
-    if (
-        context.device == "cuda"
-        and degrees.num_ranks > 1
-        and context.component_placement is ComponentPlacement.ANY_RANK
-    ):
-        placements = spread_encoders(
-            placements, num_ranks=degrees.num_ranks, wishes=request.component_ranks, peak_of=peak_of
+    def __init__(self, degrees: Degrees, node: NodeType, context: PlanContext) -> None:
+        self.degrees = degrees
+        self.node = node
+        self.context = context
+        on_gpus = context.device == "cuda"
+        capacity = node.gpu_memory_bytes if on_gpus else 0
+        self.gpu_capacity_bytes = capacity // degrees.num_ranks if context.request.share_gpu else capacity
+        self.setting = Setting(
+            checkpoint=context.checkpoint,
+            workload=context.workload,
+            degrees=degrees,
+            dtype=context.dtype,
+            device=context.device,
+            gpu=find_gpu(node.gpu_type) if node.gpu_type and on_gpus else None,
+            ranks_per_node=ranks_per_node(degrees, node, context),
         )
+        self.calibration = Calibration(context.comparisons, gpu_type=node.gpu_type if on_gpus else None)
+
+    def peak_of(self, placements: tuple[Placement, ...]) -> int:
+        """Device bytes of the fullest rank, corrected by measurements."""
+        peaks = self.setting.device_peaks(placements)
+        return max(self.calibration.correct_peaks(peaks, placements, self.degrees))
+
+
+def evaluate(assignment: Mapping[str, Residency], site: Site) -> Candidate:
+    """Places the components, decides what depends on their peak, and predicts the result, corrected by measurements."""
+    degrees, context, setting, calibration = site.degrees, site.context, site.setting, site.calibration
+    placements = tuple(_place(position, assignment[position.item.name], degrees, context) for position in context.order)
+    placements = _choose_ranks(placements, site)
     knees: Mapping[str, int] = {}
+    times = setting.times(placements)
     if context.device == "cuda" and any(p.residency is Residency.LAYERWISE for p in placements):
-        knees = setting.times(placements).knees
+        knees = times.knees
         placements = choose_resident_blocks(
             placements,
-            request=request,
-            budget_bytes=capacity - gpu_headroom_bytes(capacity),
+            request=context.request,
+            budget_bytes=site.gpu_capacity_bytes - gpu_headroom_bytes(site.gpu_capacity_bytes),
             dtype=context.dtype,
-            peak_of=peak_of,
+            peak_of=site.peak_of,
             knee_of=lambda placement: knees.get(placement.component.name, 0),
         )
+        times = setting.times(placements)
     moments, memory_correction = calibration.correct_memory(setting.trace(placements), placements, degrees)
-    times, step_correction = calibration.correct_times(
-        setting.times(placements), placements, degrees, num_steps=context.workload.num_steps
-    )
+    times, step_correction = calibration.correct_times(times, placements, degrees, num_steps=context.workload.num_steps)
     return Candidate(
         degrees=degrees,
-        node=node,
+        node=site.node,
         placements=placements,
         moments=moments,
         times=times,
-        gpu_capacity_bytes=capacity,
+        gpu_capacity_bytes=site.gpu_capacity_bytes,
         spans_nodes=setting.spans_nodes,
         knees=knees,
         corrections=tuple(c for c in (memory_correction, step_correction) if c is not None),
     )
+
+
+def _choose_ranks(placements: tuple[Placement, ...], site: Site) -> tuple[Placement, ...]:
+    """Puts whole components where the request states, and encoders where that lowers the peak."""
+    context, num_ranks = site.context, site.degrees.num_ranks
+    placements = stated_ranks(placements, context.request.component_ranks)
+    if context.device != "cuda" or num_ranks == 1 or context.component_placement is ComponentPlacement.LEADER:
+        return placements
+    wishes = context.request.component_ranks
+    return spread_encoders(placements, num_ranks=num_ranks, wishes=wishes, peak_of=site.peak_of)
 
 
 def _place(position: LoadPosition, residency: Residency, degrees: Degrees, context: PlanContext) -> Placement:

@@ -1,6 +1,6 @@
 """Bytes on each rank and node at every moment of a group's life, for a given placement of its components."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from planner.checkpoint import Checkpoint, Component
@@ -62,9 +62,13 @@ def host_headroom_bytes(capacity_bytes: int) -> int:
     return capacity_bytes // 10
 
 
+WorkspaceOf = Callable[[Component], int]
+"""`workspace_bytes` of a component, where everything else is fixed."""
+
+
 def trace_memory(
-    placements: Sequence[Placement], *, checkpoint: Checkpoint, workload: Workload, degrees: Degrees, dtype: str,
-    device: str, ranks_on_node: int,
+    placements: Sequence[Placement], *, degrees: Degrees, dtype: str, device: str, ranks_on_node: int,
+    workspace_of: WorkspaceOf,
 ) -> Moments:  # fmt: skip
     """Traces memory through loading (in the order given), encoding, denoising and decoding.
 
@@ -74,8 +78,7 @@ def trace_memory(
     """
     loads = _load_moments(placements, degrees=degrees, dtype=dtype)
     stages = [(f"load {p.component.name}", gpu, host) for p, (gpu, host) in zip(placements, loads, strict=True)]
-    for stage in ("encode", "denoise", "decode"):
-        extra = _stage_extra_bytes(stage, placements, checkpoint, workload, degrees, dtype)
+    for stage, extra in _extra_bytes(placements, degrees=degrees, dtype=dtype, workspace_of=workspace_of).items():
         device_bytes, host_bytes = loads[-1]
         stages.append((stage, [have + more for have, more in zip(device_bytes, extra, strict=True)], host_bytes))
     moments = [_moment(stage, gpu, host, device=device, ranks_on_node=ranks_on_node) for stage, gpu, host in stages]
@@ -130,25 +133,36 @@ def _load_moments(
     return moments
 
 
-def _stage_extra_bytes(
-    stage: str,
-    placements: Sequence[Placement],
-    checkpoint: Checkpoint,
-    workload: Workload,
-    degrees: Degrees,
-    dtype: str,
+def device_peaks(
+    placements: Sequence[Placement], *, degrees: Degrees, dtype: str, workspace_of: WorkspaceOf
 ) -> list[int]:
-    """Device bytes a rank that a stage needs beside what is loaded."""
-    # Components of one stage run one after the other: the largest of their extra bytes counts, on each rank.
-    extra = [0] * degrees.num_ranks
+    """Highest device bytes of each rank: the peaks of `trace_memory` on GPUs, without its timeline.
+
+    A search asks for it hundreds of times. Loading only adds, so the peak is what is loaded and the largest extra.
+    """
+    loaded = [0] * degrees.num_ranks
     for placement in placements:
-        if stage_of(placement.component) != stage:
+        idle, _ = idle_bytes(placement, dtype=dtype, fsdp=degrees.fsdp)
+        for rank in placement.ranks:
+            loaded[rank] += idle
+    extras = _extra_bytes(placements, degrees=degrees, dtype=dtype, workspace_of=workspace_of)
+    return [have + max(more) for have, *more in zip(loaded, *extras.values(), strict=True)]
+
+
+def _extra_bytes(
+    placements: Sequence[Placement], *, degrees: Degrees, dtype: str, workspace_of: WorkspaceOf
+) -> dict[str, list[int]]:
+    """Device bytes a rank that each stage needs beside what is loaded."""
+    # Components of one stage run one after the other: the largest of their extra bytes counts, on each rank.
+    extras = {stage: [0] * degrees.num_ranks for stage in ("encode", "denoise", "decode")}
+    for placement in placements:
+        extra = extras.get(stage_of(placement.component))
+        if extra is None:
             continue
-        needed = active_extra_bytes(placement, dtype=dtype, fsdp=degrees.fsdp)
-        needed += workspace_bytes(placement.component, checkpoint, workload, degrees=degrees, dtype=dtype)
+        needed = active_extra_bytes(placement, dtype=dtype, fsdp=degrees.fsdp) + workspace_of(placement.component)
         for rank in placement.ranks:
             extra[rank] = max(extra[rank], needed)
-    return extra
+    return extras
 
 
 def stage_of(component: Component) -> str:

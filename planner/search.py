@@ -17,7 +17,7 @@ from planner.cluster import Cluster, NodeType
 from planner.component_ranks import COMPONENT_PLACEMENT, ComponentPlacement
 from planner.context import PlanContext, resolve_context
 from planner.degrees import Degrees
-from planner.evaluation import Candidate, Excess, evaluate, find_excess
+from planner.evaluation import Candidate, Excess, Site, evaluate, find_excess
 from planner.measurements import Measurement
 from planner.nodes import equivalence, node_problem, usable_nodes
 from planner.plan import Plan, PlanRequest, RejectedOption
@@ -88,8 +88,9 @@ def _search(context: PlanContext, nodes: Sequence[NodeType]) -> _Found:
             _reject(rejected, degrees.label(), unreachable)
             continue
         for node in _distinct_nodes(degrees, nodes, context, rejected):
+            site = Site(degrees, node, context)
             for assignment in assignments(checkpoint, options):
-                candidate = evaluate(assignment, degrees, node, context)
+                candidate = evaluate(assignment, site)
                 excess = find_excess(candidate)
                 if excess is None:
                     feasible.append(candidate)

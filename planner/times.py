@@ -1,9 +1,9 @@
 """Seconds to load, for a step and for a request, for a given placement of the components."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from planner.checkpoint import Checkpoint
+from planner.checkpoint import Checkpoint, Component
 from planner.costs import (
     NETWORK_GB_S,
     NVLINK_GB_S,
@@ -54,22 +54,25 @@ class Times:
 
 
 def predict_times(
-    placements: Sequence[Placement], *, checkpoint: Checkpoint, workload: Workload, degrees: Degrees, dtype: str,
-    gpu: Gpu | None, spans_nodes: bool, device: str,
+    placements: Sequence[Placement], *, workload: Workload, degrees: Degrees, dtype: str, gpu: Gpu | None,
+    spans_nodes: bool, device: str, compute_seconds_of: Callable[[Component], float],
 ) -> Times:  # fmt: skip
-    """Predicts seconds; on CPUs nothing is known and everything ranks equal."""
+    """Predicts seconds; on CPUs nothing is known and everything ranks equal.
+
+    Args:
+        compute_seconds_of: `compute_seconds` of a component, where everything else is fixed.
+    """
     if device == "cpu":
         return Times(0.0, 0.0, 0.0, {}, False)
     rates = gpu or _UNKNOWN
-    link_gb_s = NETWORK_GB_S if spans_nodes else NVLINK_GB_S
+    link_gb_s = _link_gb_s(spans_nodes=spans_nodes)
     knees: dict[str, int] = {}
     call_s: list[float] = []
     request_s = 0.0
     for placement in placements:
         component = placement.component
         sizes = component.placed(dtype)
-        compute_s = _compute_seconds(placement, checkpoint, workload, degrees, rates)
-        compute_s += exchange_seconds(component, checkpoint, workload, degree=degrees.sequence, link_gb_s=link_gb_s)
+        compute_s = compute_seconds_of(component)
         if placement.residency is Residency.LAYERWISE:
             block, num_blocks = sizes.largest_block, len(sizes.blocks)
             knees[component.name] = knee(
@@ -101,10 +104,23 @@ def predict_times(
     return Times(shares / (LOAD_GB_S * 1e9), step_s, request_s, knees, gpu is not None)
 
 
+def compute_seconds(
+    component: Component, checkpoint: Checkpoint, workload: Workload, degrees: Degrees, gpu: Gpu | None,
+    *, spans_nodes: bool,
+) -> float:  # fmt: skip
+    """Seconds that one call of a component computes and exchanges tokens, wherever its weights lie."""
+    computed = _compute_seconds(component, checkpoint, workload, degrees, gpu or _UNKNOWN)
+    link_gb_s = _link_gb_s(spans_nodes=spans_nodes)
+    return computed + exchange_seconds(component, checkpoint, workload, degree=degrees.sequence, link_gb_s=link_gb_s)
+
+
+def _link_gb_s(*, spans_nodes: bool) -> float:
+    return NETWORK_GB_S if spans_nodes else NVLINK_GB_S
+
+
 def _compute_seconds(
-    placement: Placement, checkpoint: Checkpoint, workload: Workload, degrees: Degrees, gpu: Gpu
+    component: Component, checkpoint: Checkpoint, workload: Workload, degrees: Degrees, gpu: Gpu
 ) -> float:
-    component = placement.component
     if component.kind is ComponentKind.DENOISER:
         return call_seconds(denoiser_work(component, checkpoint, workload), gpu) / degrees.sequence
     if component.kind in {ComponentKind.TEXT_ENCODER, ComponentKind.IMAGE_ENCODER}:
