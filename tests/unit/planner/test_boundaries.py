@@ -1,12 +1,15 @@
 """REQUIREMENTS 1: block boundaries from names, and the order of the rules."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from planner.boundaries import (
     COMMON_CONTAINERS,
     find_block,
     is_numbered_entry_of,
     is_numbered_entry_of_any,
+    name_templates,
     resolve_block_rule,
 )
 
@@ -69,3 +72,17 @@ def test_common_containers_decide_last_and_only_those_present_are_named() -> Non
 
 def test_nothing_matches() -> None:
     assert resolve_block_rule("X", ["conv.weight", "blocks.weight"]) is None
+
+
+PARTS = st.sampled_from(["blocks", "encoder", "block", "layers", "w", "0", "7", "12", "1a", "²"])
+
+
+@given(st.lists(st.lists(PARTS, min_size=1, max_size=6).map(".".join), max_size=8))
+def test_what_holds_for_a_template_holds_for_its_names(names: list[str]) -> None:
+    containers = ("blocks", "encoder.block", "layers.*.w", "layers")
+    templates = name_templates(names)
+    for name, template in zip(names, templates, strict=True):
+        found, of_template = (find_block(text, containers=containers) for text in (name, template))
+        depth = of_template.count(".") + 1 if of_template else 0
+        assert found == (".".join(name.split(".")[:depth]) if depth else None)
+    assert resolve_block_rule("X", names) == resolve_block_rule("X", templates)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from planner.checkpoint import Checkpoint, read_checkpoint
 from planner.cluster import GIB, Cluster, cluster_from_flags
@@ -203,6 +205,31 @@ def test_bytes_of_a_component_are_conserved_in_every_residency(big: Checkpoint, 
         largest = max(block.tally.placed_bytes("bfloat16") for block in transformer.blocks)
         ring = min(2, 40 - k) * largest if kind is Residency.LAYERWISE else 0
         assert (device - ring + host) * (2 if kind is Residency.SHARDED else 1) == pytest.approx(whole, abs=2)
+
+
+@given(st.data(), st.sampled_from([(1, 1, 1), (2, 2, 1), (4, 2, 4)]))
+@settings(max_examples=60, deadline=None)
+def test_peaks_alone_are_those_of_the_timeline(
+    big: Checkpoint, data: st.DataObject, degrees: tuple[int, int, int]
+) -> None:
+    num_ranks, cfg, fsdp = degrees
+    setting = Setting(
+        checkpoint=big,
+        workload=resolve_workload(big, PlanRequest()),
+        degrees=Degrees(num_ranks, cfg, 1, fsdp, ""),
+        dtype="bfloat16",
+        device="cuda",
+        gpu=None,
+        ranks_per_node=num_ranks,
+    )
+    ranks = st.sampled_from([tuple(range(num_ranks)), *((rank,) for rank in range(num_ranks))])
+    placements = tuple(
+        Placement(
+            c, data.draw(st.sampled_from(list(Residency))), data.draw(ranks), data.draw(st.integers(0, len(c.blocks)))
+        )
+        for c in big.components
+    )
+    assert setting.device_peaks(placements) == setting.trace(placements).gpu_peak_bytes
 
 
 def test_tiny_checkpoint_folder_is_not_needed(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from planner.errors import CheckpointFormatError
-from planner.safetensors_header import MAX_HEADER_BYTES, SafetensorsHeader, read_header
+from planner.safetensors_header import MAX_HEADER_BYTES, MAX_TENSORS, SafetensorsHeader, read_header
 from tests.unit.planner.checkpoints import write_safetensors
 from tests.unit.planner.cost_of import assert_refused_cheaply
 
@@ -57,6 +57,10 @@ HOSTILE = {
     "a list": (packed([]), "JSON list"),
     "duplicate name": (packed(b'{"a":' + ONE_BYTE + b',"a":' + ONE_BYTE + b"}", data=1), "twice"),
     "duplicate key inside": (packed(b'{"a":{"dtype":"U8",' + ONE_BYTE[1:] + b"}", data=1), "twice"),
+    "duplicate name beside colons in strings": (
+        packed(b'{"__metadata__":{"x":"a:b"},"a":' + ONE_BYTE + b',"a":' + ONE_BYTE + b"}", data=1), "twice"),
+    "duplicate name deep inside": (packed(b'{"a":{"dtype":{"x":1,"x":1},"shape":[1],"data_offsets":[0,1]}}'), "twice"),
+    "duplicate metadata": (packed(b'{"__metadata__":{"x":"1","x":"2"},"a":' + ONE_BYTE + b"}", data=1), "twice"),
     "gap": (packed({"a": tensor(0, 4), "b": tensor(5, 8)}, data=8), "gap"),
     "gap at the start": (packed({"a": tensor(1, 4)}, data=4), "gap"),
     "overlap": (packed({"a": tensor(0, 4), "b": tensor(2, 6)}, data=6), "overlaps"),
@@ -95,6 +99,12 @@ def test_hostile_header_is_refused_with_file_and_offence(name: str) -> None:
     assert len(str(caught.value)) < 600
 
 
+def _with_colons() -> bytes:
+    """As many tensors as allowed, parsed twice because of a colon, and the last one wrong."""
+    entries = {f"blocks.{i}.attn.to_q.weight": tensor(i, i + 1) for i in range(MAX_TENSORS - 1)}
+    return json.dumps({"__metadata__": {"made": "10:30"}, **entries}).encode()
+
+
 def bombs() -> dict[str, bytes]:
     size = MAX_HEADER_BYTES - 16
     return {
@@ -107,6 +117,7 @@ def bombs() -> dict[str, bytes]:
         "one long string": b'{"' + b"a" * (size - 10) + b'":1}',
         "escapes": b'{"' + b"\\u0041" * (size // 6 - 2) + b'":1}',
         "spaces": b" " * size,
+        "colons in strings": _with_colons(),
     }
 
 
@@ -114,6 +125,11 @@ def bombs() -> dict[str, bytes]:
 def test_hostile_header_costs_little_time_and_memory(name: str) -> None:
     content = packed(bombs()[name])
     assert_refused_cheaply(lambda: read_bytes(content), error=CheckpointFormatError)
+
+
+def test_colons_in_strings_are_no_duplicates() -> None:
+    header = read_bytes(packed({"__metadata__": {"made": "10:30"}, "a:b": tensor(0, 1), "c": tensor(1, 2)}, data=2))
+    assert [entry.name for entry in header.tensors] == ["a:b", "c"]
 
 
 @given(st.binary(max_size=200))

@@ -3,10 +3,12 @@
 In CPU seconds: other work on the machine is not ours.
 """
 
+import json
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from planner.checkpoint import read_checkpoint
 from planner.cluster import GIB, Cluster, NodeType, cluster_from_flags
 from planner.plan import PlanRequest
 from planner.search import plan_group
-from tests.unit.planner.checkpoints import write_wan
+from tests.unit.planner.checkpoints import write_safetensors, write_wan
 
 HEAVY = {"torch", "ray", "diffusers", "transformers", "safetensors", "rich", "yaml", "fsspec", "numpy"}
 
@@ -42,13 +44,33 @@ def test_median_planning_time_is_under_50_ms(tmp_path: Path) -> None:
     checkpoint = str(write_wan(tmp_path, num_layers=40, width=5120, two_transformers=True, encoder_layers=24))
     cluster = cluster_from_flags(gpus_per_node=2, gpu_type="H100")
     times: list[float] = []
-    for _ in range(15):
+    for _ in range(20):
         started = time.process_time()
         plan_group(read_checkpoint(checkpoint), cluster, PlanRequest())
         times.append(time.process_time() - started)
     # The best of the runs stands in for an idle machine's median; a shared CI machine's own median gets some slack.
     assert min(times) < 0.05
     assert statistics.median(times) < 0.15
+
+
+def test_reading_a_large_checkpoint_costs_a_few_times_the_parsing_of_its_headers(tmp_path: Path) -> None:
+    folder = write_wan(tmp_path)
+    names = [f"attn{i}.to_{x}.{w}" for i in (1, 2, 3) for x in ("q", "k", "v", "out") for w in ("weight", "bias")]
+    shapes = {f"blocks.{block}.{name}": (64, 64) for block in range(200) for name in names}
+    weights = write_safetensors(folder / "transformer" / "diffusion_pytorch_model.safetensors", shapes)
+    with weights.open("rb") as file:
+        raw = file.read(int.from_bytes(file.read(8), "little"))
+
+    def best_of_10(run: Callable[[], object]) -> float:
+        times: list[float] = []
+        for _ in range(10):
+            started = time.process_time()
+            run()
+            times.append(time.process_time() - started)
+        return min(times)
+
+    # The ratio does not depend on the machine: 6 to 8 here.
+    assert best_of_10(lambda: read_checkpoint(str(folder))) < 12 * best_of_10(lambda: json.loads(raw))
 
 
 @pytest.mark.parametrize("mixed", [1, 12])
