@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from planner.checkpoint import Checkpoint, Component
 from planner.cluster import NodeType
-from planner.component_ranks import ComponentPlacement
 from planner.costs import uses_guidance
 from planner.degrees import Degrees, has_explicit_degrees, resolve_degrees
 from planner.errors import PlanRequestError
 from planner.incompatibilities import Situation, find_incompatibility
+from planner.kinds import runs_every_step
 from planner.plan import ComponentKind, Mode, PlanRequest, Residency
 from planner.sequence import check_sequence, split_instead
 
@@ -35,7 +35,7 @@ class Options:
     refused: tuple[Refusal, ...]
 
 
-def check_request(checkpoint: Checkpoint, request: PlanRequest, *, component_placement: ComponentPlacement) -> None:
+def check_request(checkpoint: Checkpoint, request: PlanRequest) -> None:
     """Refuses choices that contradict the checkpoint or one another.
 
     Raises:
@@ -59,23 +59,15 @@ def check_request(checkpoint: Checkpoint, request: PlanRequest, *, component_pla
             raise PlanRequestError(
                 f"{name}=layerwise:{k}: it has {len(component.blocks)} blocks, at most that many can be resident"
             )
+    for name in request.component_ranks:
+        _check_is_whole(checkpoint, request, name)
 
-    for name, rank in request.component_ranks.items():
-        _check_rank(checkpoint, request, name, rank, component_placement)
 
-
-def _check_rank(
-    checkpoint: Checkpoint, request: PlanRequest, name: str, rank: int, component_placement: ComponentPlacement
-) -> None:
+def _check_is_whole(checkpoint: Checkpoint, request: PlanRequest, name: str) -> None:
     component, choice = checkpoint.find(name), request.residency.get(name)
     assert component is not None
-    if component.kind is ComponentKind.DENOISER or (choice and choice.residency is Residency.SHARDED):
+    if runs_every_step(component.kind) or (choice and choice.residency is Residency.SHARDED):
         raise PlanRequestError(f"component_ranks: {name} lives on every rank; only whole components can be put on one")
-    if rank and component_placement is ComponentPlacement.LEADER:
-        raise PlanRequestError(
-            f"component_ranks: {name} on rank {rank} is not possible: groups run components outside the denoiser on "
-            f"their leader, rank 0; leave {name} out"
-        )
 
 
 def find_unreachable_rank(request: PlanRequest, degrees: Degrees) -> str | None:

@@ -2,27 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from enum import StrEnum
 
 from planner.kinds import runs_every_step
 from planner.memory import Placement
 from planner.plan import ComponentKind, Residency
-
-
-class ComponentPlacement(StrEnum):
-    """What the planner may do with whole components.
-
-    Attributes:
-        LEADER: all on rank 0, where the pipeline calls them.
-        ANY_RANK: encoders on another rank where that lowers the peak; `component_ranks` of a request is obeyed.
-    """
-
-    LEADER = "leader"
-    ANY_RANK = "any_rank"
-
-
-COMPONENT_PLACEMENT = ComponentPlacement.LEADER
-"""The only switch: `ANY_RANK` once ranks run encoders for the leader."""
 
 MIN_SAVING_BYTES = 64 * 2**20
 """A smaller saving is not worth the way between ranks."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from planner.calibration import Comparison, compare_measurements
 from planner.checkpoint import Checkpoint
 from planner.cluster import Cluster
-from planner.component_ranks import ComponentPlacement
 from planner.costs import Workload, resolve_workload
 from planner.errors import PlanRequestError
 from planner.load_order import LoadItem, LoadPosition, order_components
@@ -22,7 +21,6 @@ class PlanContext:
         device: `cpu` or `cuda`.
         dtype: `float32`, `bfloat16` or `float16`.
         order: the components with weights, in load order.
-        component_placement: what may be done with components outside the denoiser.
         comparisons: measurements of this checkpoint and shape beside what the model predicts for them.
     """
 
@@ -32,7 +30,6 @@ class PlanContext:
     device: str
     dtype: str
     order: tuple[LoadPosition, ...]
-    component_placement: ComponentPlacement
     comparisons: tuple[Comparison, ...]
 
 
@@ -42,7 +39,6 @@ def resolve_context(
     request: PlanRequest,
     *,
     measurements: Sequence[Measurement],
-    component_placement: ComponentPlacement,
 ) -> PlanContext:
     """Resolves shapes, device, dtype and load order, and compares the measurements with the model.
 
@@ -68,7 +64,6 @@ def resolve_context(
         device=device,
         dtype=dtype,
         order=order_components(items),
-        component_placement=component_placement,
         comparisons=compare_measurements(
             measurements, checkpoint=checkpoint, workload=workload, dtype=dtype, device=device
         ),

@@ -7,7 +7,7 @@ from typing import Literal
 
 from planner.calibration import Calibration
 from planner.cluster import NodeType
-from planner.component_ranks import ComponentPlacement, is_whole, spread_encoders, stated_ranks
+from planner.component_ranks import is_whole, spread_encoders, stated_ranks
 from planner.context import PlanContext
 from planner.degrees import Degrees
 from planner.hardware import find_gpu
@@ -130,7 +130,7 @@ def _choose_ranks(placements: tuple[Placement, ...], site: Site) -> tuple[Placem
     """Puts whole components where the request states, and encoders where that lowers the peak."""
     context, num_ranks = site.context, site.degrees.num_ranks
     placements = stated_ranks(placements, context.request.component_ranks)
-    if context.device != "cuda" or num_ranks == 1 or context.component_placement is ComponentPlacement.LEADER:
+    if context.device != "cuda" or num_ranks == 1:
         return placements
     wishes = context.request.component_ranks
     return spread_encoders(placements, num_ranks=num_ranks, wishes=wishes, peak_of=site.peak_of)

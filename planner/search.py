@@ -14,7 +14,6 @@ from planner.candidates import (
 from planner.checkpoint import Checkpoint, check_loadable
 from planner.choice import objective, why_not
 from planner.cluster import Cluster, NodeType
-from planner.component_ranks import COMPONENT_PLACEMENT, ComponentPlacement
 from planner.context import PlanContext, resolve_context
 from planner.degrees import Degrees
 from planner.evaluation import Candidate, Excess, Site, evaluate, find_excess
@@ -30,13 +29,11 @@ def plan_group(
     request: PlanRequest,
     *,
     measurements: Sequence[Measurement] = (),
-    component_placement: ComponentPlacement = COMPONENT_PLACEMENT,
 ) -> Plan:
     """Decides everything about one group of ranks. Pure: the same input gives the same plan, to the byte.
 
     Args:
         measurements: what running groups measured (see `planner.profiles`); those of other things are passed over.
-        component_placement: what may be done with components outside the denoiser.
 
     Raises:
         InfeasiblePlanError: nothing fits; carries the `InfeasibleReport`.
@@ -46,10 +43,8 @@ def plan_group(
     check_loadable(checkpoint)
 
     def search(other: PlanRequest) -> _Found:
-        check_request(checkpoint, other, component_placement=component_placement)
-        context = resolve_context(
-            checkpoint, cluster, other, measurements=measurements, component_placement=component_placement
-        )
+        check_request(checkpoint, other)
+        context = resolve_context(checkpoint, cluster, other, measurements=measurements)
         return _search(context, usable_nodes(cluster, device=context.device))
 
     found = search(request)

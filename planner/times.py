@@ -96,12 +96,12 @@ def predict_times(
     # Of several denoisers each step runs one; the mean stands for their shares of the steps.
     step_s = calls * sum(call_s) / len(call_s) if call_s else 0.0
     request_s += step_s * workload.num_steps
-    shares = sum(
-        p.component.payload_bytes / (degrees.fsdp if p.residency is Residency.SHARDED else 1)
-        for p in placements
-        if 0 in p.ranks
-    )
-    return Times(shares / (LOAD_GB_S * 1e9), step_s, request_s, knees, gpu is not None)
+    read_bytes = [0.0] * degrees.num_ranks
+    for placement in placements:
+        for rank in placement.ranks:
+            shares = degrees.fsdp if placement.residency is Residency.SHARDED else 1
+            read_bytes[rank] += placement.component.payload_bytes / shares
+    return Times(max(read_bytes) / (LOAD_GB_S * 1e9), step_s, request_s, knees, gpu is not None)
 
 
 def compute_seconds(

@@ -1,13 +1,16 @@
 """Text encoders and autoencoders on another rank than the leader's: the same results, no weights on the leader."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from planner.plan import ComponentKind
+from planner.checkpoint import read_checkpoint
+from planner.cluster import cluster_from_flags
+from planner.plan import ComponentKind, Plan, PlanRequest
+from planner.search import plan_group
 from tests.dist.holding import cancel_inside
 from tests.dist.test_group import ARGUMENTS, plain_pipeline, weight_bytes
 from tests.plans import make_wan_plan
@@ -45,6 +48,22 @@ def test_a_cancelled_call_ends_between_blocks_on_the_other_rank(group: WorkerGro
     expected = group.generate(GenerateCall(ARGUMENTS, seed=3)).output
     assert cancel_inside(group, GenerateCall(ARGUMENTS, seed=9), stage, world_rank=1) == 0
     assert np.array_equal(group.generate(GenerateCall(ARGUMENTS, seed=3)).output, expected)
+
+
+def test_a_plan_of_the_planner_with_the_text_encoder_elsewhere_gives_the_same(
+    tiny_wan: Path, start_group: Callable[[Plan], WorkerGroup]
+) -> None:
+    request = PlanRequest(device="cpu", cfg_degree=2, component_ranks={"text_encoder": 1}, cpus_per_rank=0.5)
+    cluster = cluster_from_flags(gpus_per_node=0, host_memory_gib=16)
+    plan = plan_group(read_checkpoint(str(tiny_wan)), cluster, request)
+    assert plan.ranks_of_remote_components() == {"text_encoder": 1}
+    result = start_group(plan).generate(GenerateCall({**ARGUMENTS, "output_type": "latent"}, seed=3))
+    assert torch.equal(result.output, plain_pipeline(tiny_wan, output_type="latent"))
+    leader, other = result.ranks
+    assert "text_encoder" not in leader.component_rows
+    assert other.component_rows["text_encoder"] == 2
+    without = weight_bytes(tiny_wan, "transformer") + weight_bytes(tiny_wan, "vae")
+    assert leader.weight_bytes_read <= without
 
 
 def test_a_component_of_the_loop_must_be_on_the_leader_too(tiny_wan: Path) -> None:

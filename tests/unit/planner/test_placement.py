@@ -1,5 +1,6 @@
 """How many blocks stay on the device, on which rank an encoder lives, and what a node's host memory holds once."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +10,6 @@ from hypothesis import strategies as st
 
 from planner.checkpoint import Checkpoint, read_checkpoint
 from planner.cluster import GIB, Cluster, cluster_from_flags
-from planner.component_ranks import COMPONENT_PLACEMENT, ComponentPlacement
 from planner.costs import resolve_workload
 from planner.degrees import Degrees
 from planner.errors import InfeasiblePlanError, PlanRequestError
@@ -41,6 +41,7 @@ def gpus(count: int, gib: float, *, nodes: int = 1, host_gib: float = 512) -> Cl
 
 
 DENOISERS = ("transformer", "transformer_2")
+RESIDENT = {name: ResidencyChoice(residency=Residency.RESIDENT) for name in (*DENOISERS, "text_encoder", "vae")}
 ONLY_STREAMED = {name: (Residency.RESIDENT, Residency.OFFLOAD) for name in DENOISERS}
 
 
@@ -150,21 +151,21 @@ def test_offloaded_denoisers_are_counted_once_a_rank(big: Checkpoint) -> None:
 # The rank of an encoder
 
 
-def test_components_stay_with_the_leader_until_ranks_run_them(big: Checkpoint) -> None:
-    assert COMPONENT_PLACEMENT is ComponentPlacement.LEADER
-    plan = plan_group(big, gpus(2, 40), PlanRequest(cfg_degree=2, **SHORT))  # type: ignore[arg-type]
-    assert component(plan, "text_encoder").ranks == component(plan, "vae").ranks == (0,)
-    with pytest.raises(PlanRequestError, match="leader, rank 0"):
-        plan_group(big, gpus(2, 40), PlanRequest(cfg_degree=2, component_ranks={"text_encoder": 1}))
-
-
-def any_rank(checkpoint: Checkpoint, cluster: Cluster, request: PlanRequest) -> Plan:
-    return plan_group(checkpoint, cluster, request, component_placement=ComponentPlacement.ANY_RANK)
+def test_components_of_one_gpu_and_of_cpus_stay_with_the_leader(big: Checkpoint) -> None:
+    cpus = cluster_from_flags(gpus_per_node=0, host_memory_gib=512)
+    for plan in (
+        plan_group(big, gpus(1, 80), PlanRequest(**SHORT)),  # type: ignore[arg-type]
+        plan_group(big, cpus, PlanRequest(cfg_degree=2, **SHORT)),  # type: ignore[arg-type]
+    ):
+        assert component(plan, "text_encoder").ranks == component(plan, "vae").ranks == (0,)
 
 
 def test_text_encoder_leaves_the_autoencoders_rank_where_that_saves_memory(big: Checkpoint) -> None:
-    request = PlanRequest(cfg_degree=2, mode=Mode.SPEED, **LONG)  # type: ignore[arg-type]
-    together, apart = plan_group(big, gpus(2, 80), request), any_rank(big, gpus(2, 80), request)
+    wanted = {"cfg_degree": 2, "mode": Mode.SPEED, **LONG}
+    together, apart = (
+        plan_group(big, gpus(2, 80), PlanRequest(component_ranks=ranks, **wanted))  # type: ignore[arg-type]
+        for ranks in ({"text_encoder": 0}, {})
+    )
     assert component(apart, "text_encoder").ranks == (1,)
     assert component(apart, "vae").ranks == (0,)
     assert max(apart.memory.gpu_peak_bytes) < max(together.memory.gpu_peak_bytes)
@@ -174,24 +175,47 @@ def test_text_encoder_leaves_the_autoencoders_rank_where_that_saves_memory(big: 
 
 def test_text_encoder_stays_where_moving_it_saves_nothing(big: Checkpoint) -> None:
     request = PlanRequest(cfg_degree=2, residency=stream("offload", names=("text_encoder", "vae")), **LONG)  # type: ignore[arg-type]
-    assert component(any_rank(big, gpus(2, 80), request), "text_encoder").ranks == (0,)
+    assert component(plan_group(big, gpus(2, 80), request), "text_encoder").ranks == (0,)
 
 
 def test_stated_rank_is_kept_also_where_another_would_be_better(big: Checkpoint) -> None:
     request = PlanRequest(cfg_degree=2, mode=Mode.SPEED, component_ranks={"text_encoder": 0, "vae": 1}, **LONG)  # type: ignore[arg-type]
-    plan = any_rank(big, gpus(2, 80), request)
+    plan = plan_group(big, gpus(2, 80), request)
     assert component(plan, "text_encoder").ranks == (0,)
     assert component(plan, "vae").ranks == (1,)
 
 
+def test_loading_takes_as_long_as_the_rank_that_reads_most(big: Checkpoint) -> None:
+    both, apart = (
+        plan_group(big, gpus(2, 80), PlanRequest(cfg_degree=2, mode=Mode.SPEED, component_ranks=ranks, **LONG))  # type: ignore[arg-type]
+        for ranks in ({"text_encoder": 1, "vae": 1}, {"text_encoder": 1})
+    )
+    assert both.predicted.load_s is not None
+    assert apart.predicted.load_s is not None
+    assert both.predicted.load_s > apart.predicted.load_s
+
+
 def test_rank_that_the_group_does_not_have_is_named(big: Checkpoint) -> None:
     with pytest.raises(InfeasiblePlanError, match="text_encoder is wanted on rank 5, the last rank is 1"):
-        any_rank(big, gpus(2, 80), PlanRequest(cfg_degree=2, component_ranks={"text_encoder": 5}))
+        plan_group(big, gpus(2, 80), PlanRequest(cfg_degree=2, component_ranks={"text_encoder": 5}))
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_encoder_on_another_rank_makes_smaller_gpus_suffice(big: Checkpoint, mode: Mode) -> None:
+    def smallest(ranks: dict[str, int]) -> int:
+        request = PlanRequest(cfg_degree=2, mode=mode, component_ranks=ranks, residency=RESIDENT, **LONG)  # type: ignore[arg-type]
+        for gib in range(20, 60):
+            with contextlib.suppress(InfeasiblePlanError):
+                plan_group(big, gpus(2, gib), request)
+                return gib
+        raise AssertionError("none suffices")
+
+    assert smallest({}) <= smallest({"text_encoder": 0}) - 4
 
 
 def test_denoiser_cannot_be_put_on_one_rank(big: Checkpoint) -> None:
     with pytest.raises(PlanRequestError, match="transformer lives on every rank"):
-        any_rank(big, gpus(2, 80), PlanRequest(cfg_degree=2, component_ranks={"transformer": 1}))
+        plan_group(big, gpus(2, 80), PlanRequest(cfg_degree=2, component_ranks={"transformer": 1}))
 
 
 @pytest.mark.parametrize("kind", list(Residency))
