@@ -1,5 +1,6 @@
 """The chosen option as a `Plan`."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -11,8 +12,8 @@ from planner.evaluation import Candidate, residency_text
 from planner.execution import choose_attention, choose_compilation
 from planner.fallbacks import find_fallbacks
 from planner.load_order import LoadPosition
-from planner.memory import Placement
-from planner.nodes import COORDINATOR_CPUS, cpus_per_rank
+from planner.memory import Placement, pinned_bytes
+from planner.nodes import COORDINATOR_CPUS, cpus_per_rank, ranks_per_node
 from planner.plan import ComponentPlan, GroupPlan, MemoryPlan, Plan, PlanRequest, RejectedOption, Residency
 
 
@@ -68,7 +69,14 @@ def make_plan(
         attention_backends=choose_attention(request, device=context.device, sequence_degree=chosen.degrees.sequence),
         compile=choose_compilation(request, device=context.device, sequence_degree=chosen.degrees.sequence),
         fallbacks=find_fallbacks(
-            chosen.placements, (c.placements for c in others), dtype=context.dtype, fsdp=chosen.degrees.fsdp
+            chosen.placements,
+            (c.placements for c in others),
+            pinned_bytes_of=functools.partial(
+                pinned_bytes,
+                degrees=chosen.degrees,
+                dtype=context.dtype,
+                ranks_on_node=min(num_ranks, ranks_per_node(chosen.degrees, chosen.node, context)),
+            ),
         ),
     )
     return plan.model_copy(update={"fingerprint": _fingerprint(plan, cluster, request)})

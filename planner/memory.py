@@ -22,8 +22,8 @@ CUDA_PROCESS_BYTES = 3 * GIB
 COORDINATOR_BYTES = int(0.25 * GIB)
 STAGING_BYTES = int(0.5 * GIB)
 """Pinned ring through which a rank's weights pass while they load."""
-SHARED_ON_A_NODE = frozenset({Residency.LAYERWISE})
-"""Residencies whose host copy the ranks of a node share: streamed blocks are only ever read."""
+SHARED_ON_A_NODE = frozenset({Residency.LAYERWISE, Residency.OFFLOAD})
+"""Residencies whose host copy the ranks of a node share: it is only ever read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +103,24 @@ def _moment(stage: str, device_bytes: list[int], host: _HostBytes, *, device: st
     process = CPU_PROCESS_BYTES if device == "cpu" else CUDA_PROCESS_BYTES
     num_ranks = len(device_bytes)
     fullest = 0
-    for first in range(0, num_ranks, ranks_on_node):  # ranks are laid on nodes in order; the coordinator on the first
-        ranks = range(first, min(first + ranks_on_node, num_ranks))
-        needed = host.on_node(ranks) + len(ranks) * (process + staging) + (0 if first else COORDINATOR_BYTES)
+    for ranks in _ranks_of_nodes(num_ranks, ranks_on_node):
+        needed = host.on_node(ranks) + len(ranks) * (process + staging) + (COORDINATOR_BYTES if 0 in ranks else 0)
         if device == "cpu":
             needed += sum(device_bytes[rank] for rank in ranks)
         fullest = max(fullest, needed)
     gpu_bytes = (0,) * num_ranks if device == "cpu" else tuple(device_bytes)
     return MemoryMoment(stage=stage, gpu_bytes=gpu_bytes, host_bytes=fullest)
+
+
+def _ranks_of_nodes(num_ranks: int, ranks_on_node: int) -> list[range]:
+    """Ranks are laid on nodes in order; the coordinator is on the first."""
+    return [range(first, min(first + ranks_on_node, num_ranks)) for first in range(0, num_ranks, ranks_on_node)]
+
+
+def pinned_bytes(placements: Sequence[Placement], *, degrees: Degrees, dtype: str, ranks_on_node: int) -> int:
+    """Pinned host bytes of weights on the fullest node of a group on GPUs; what its ranks share counts once."""
+    _, host = _load_moments(placements, degrees=degrees, dtype=dtype)[-1]
+    return max(host.on_node(ranks) for ranks in _ranks_of_nodes(degrees.num_ranks, ranks_on_node))
 
 
 def _load_moments(

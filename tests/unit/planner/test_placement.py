@@ -1,6 +1,7 @@
 """How many blocks stay on the device, on which rank an encoder lives, and what a node's host memory holds once."""
 
 import contextlib
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from planner.cluster import GIB, Cluster, cluster_from_flags
 from planner.costs import resolve_workload
 from planner.degrees import Degrees
 from planner.errors import InfeasiblePlanError, PlanRequestError
+from planner.fallbacks import find_fallbacks
 from planner.hardware import find_gpu
 from planner.memory import GIB as MEMORY_GIB
-from planner.memory import Placement, idle_bytes
+from planner.memory import Placement, idle_bytes, pinned_bytes
 from planner.plan import ComponentPlan, Mode, Plan, PlanRequest, Residency, ResidencyChoice
 from planner.prediction import Setting
 from planner.search import plan_group
@@ -128,24 +130,41 @@ def test_two_denoisers_share_what_is_left(big: Checkpoint) -> None:
 # Host memory
 
 
+@pytest.mark.parametrize("text", ["layerwise:0", "offload"])
 @pytest.mark.parametrize(("nodes", "of_a_node"), [(1, 2), (2, 1)])
-def test_streamed_weights_are_counted_once_a_node(big: Checkpoint, nodes: int, of_a_node: int) -> None:
+def test_weights_in_host_memory_are_counted_once_a_node(big: Checkpoint, nodes: int, of_a_node: int, text: str) -> None:
     assert MEMORY_GIB == GIB
-    wanted = {"residency": stream("layerwise:0"), **SHORT}
+    wanted = {"residency": stream(text), **SHORT}
     one = plan_group(big, gpus(1, 80), PlanRequest(num_ranks=1, **wanted))  # type: ignore[arg-type]
     two = plan_group(big, gpus(2 // nodes, 80, nodes=nodes), PlanRequest(cfg_degree=2, **wanted))  # type: ignore[arg-type]
-    streamed = 2 * 40 * 256 * 2**20
-    assert streamed < one.memory.host_peak_bytes < streamed + 5 * GIB
+    in_host_memory = 2 * 40 * 256 * 2**20
+    assert in_host_memory < one.memory.host_peak_bytes < in_host_memory + 5 * GIB
     # A second rank on the node adds its process, not its weights.
     added = two.memory.host_peak_bytes - one.memory.host_peak_bytes
     assert 0 <= added < 4 * GIB if of_a_node == 2 else added == 0
 
 
-def test_offloaded_denoisers_are_counted_once_a_rank(big: Checkpoint) -> None:
-    wanted = {"residency": stream("offload"), **SHORT}
-    one = plan_group(big, gpus(1, 80), PlanRequest(num_ranks=1, **wanted))  # type: ignore[arg-type]
-    two = plan_group(big, gpus(2, 80), PlanRequest(cfg_degree=2, **wanted))  # type: ignore[arg-type]
-    assert two.memory.host_peak_bytes - one.memory.host_peak_bytes > 20 * GIB
+def place(checkpoint: Checkpoint, **choices: str) -> tuple[Placement, ...]:
+    """Denoisers on both of two ranks, the rest on the first, all resident but for `choices`, e.g. `layerwise:20`."""
+    placements = []
+    for c in checkpoint.components:
+        kind, _, k = choices.get(c.name, "resident").partition(":")
+        ranks = (0, 1) if c.name in DENOISERS else (0,)
+        placements.append(Placement(c, Residency(kind), ranks, num_resident_blocks=int(k or 0)))
+    return tuple(placements)
+
+
+@pytest.mark.parametrize("ranks_on_node", [1, 2])
+def test_what_pins_more_is_no_fallback_however_many_ranks_share_it(big: Checkpoint, ranks_on_node: int) -> None:
+    pinned = functools.partial(
+        pinned_bytes, degrees=Degrees(2, 2, 1, 1, ""), dtype="bfloat16", ranks_on_node=ranks_on_node
+    )
+    streamed, offloaded = place(big, transformer="layerwise:20"), place(big, text_encoder="offload")
+    # Of 40 blocks of 256 MiB half, one copy a node, and a text encoder of 6 GiB.
+    assert 5 * GIB < pinned(streamed) < 5.1 * GIB < 6 * GIB < pinned(offloaded)
+    assert find_fallbacks(streamed, [offloaded], pinned_bytes_of=pinned) == ()
+    (fallback,) = find_fallbacks(offloaded, [streamed], pinned_bytes_of=pinned)
+    assert fallback["transformer"] == ResidencyChoice(residency=Residency.LAYERWISE, num_resident_blocks=20)
 
 
 # The rank of an encoder
@@ -204,7 +223,7 @@ def test_rank_that_the_group_does_not_have_is_named(big: Checkpoint) -> None:
 def test_encoder_on_another_rank_makes_smaller_gpus_suffice(big: Checkpoint, mode: Mode) -> None:
     def smallest(ranks: dict[str, int]) -> int:
         request = PlanRequest(cfg_degree=2, mode=mode, component_ranks=ranks, residency=RESIDENT, **LONG)  # type: ignore[arg-type]
-        for gib in range(20, 60):
+        for gib in range(24, 64, 4):
             with contextlib.suppress(InfeasiblePlanError):
                 plan_group(big, gpus(2, gib), request)
                 return gib
