@@ -84,7 +84,8 @@ def _mixed_nodes() -> Cluster:
         gpu = find_gpu(gpu_names()[i % len(gpu_names())])
         assert gpu is not None
         memory = gpu.memory_bytes * (100 - i % NUM_SIZES) // 100
-        types.append(NodeType(f"n{i}", 1, 96.0, 1 + i % 8, gpu.name, memory, 512 * GIB))
+        label = f"{memory / GIB:.2f}"
+        types.append(NodeType(f"n{i}", 1, 96.0, 1 + i % 8, gpu.name, memory, 512 * GIB, memory_label=label))
     return Cluster(tuple(types), "benchmark")
 
 

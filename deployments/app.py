@@ -81,6 +81,7 @@ def _bind_group(settings: AppSettings, model: ModelSettings, plan: Plan) -> Any:
         **_replicas(model, plan),
         ray_actor_options={"num_cpus": coordinator.get("CPU", 0)},
         placement_group_bundles=[dict(bundle) for bundle in plan.group.bundles],
+        placement_group_bundle_label_selector=plan.label_selectors(),
         placement_group_strategy=plan.group.strategy,
         max_ongoing_requests=model.max_ongoing_requests,
         max_surge_percent=_SURGE_PERCENT if model.rollover == "surge" else 0,

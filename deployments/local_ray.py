@@ -25,7 +25,13 @@ _QUIET_ENVIRONMENT = {
 
 
 @contextmanager
-def local_ray(*, num_cpus: float, num_gpus: int | None = None, include_dashboard: bool = False) -> Iterator[Path]:
+def local_ray(
+    *,
+    num_cpus: float,
+    num_gpus: int | None = None,
+    memory_bytes: int | None = None,
+    include_dashboard: bool = False,
+) -> Iterator[Path]:
     """Starts Ray with its own temporary folder and stops it again, also on an interrupt.
 
     Ray turns token authentication on by itself for such a start, unless `RAY_AUTH_MODE` says otherwise; its ports bind
@@ -35,6 +41,7 @@ def local_ray(*, num_cpus: float, num_gpus: int | None = None, include_dashboard
     Args:
         num_cpus: logical CPUs that Ray gives out; may exceed the machine's, they are only counted.
         num_gpus: the same for GPUs; None gives out what Ray finds.
+        memory_bytes: the same for host memory; None gives out what Ray finds free, less its object store.
         include_dashboard: needed for `serve deploy`.
 
     Yields:
@@ -49,7 +56,7 @@ def local_ray(*, num_cpus: float, num_gpus: int | None = None, include_dashboard
     folder = Path(tempfile.mkdtemp(prefix="heliograph-", dir=_base_folder()))
     try:
         with hold_interrupts():
-            _start(folder, num_cpus, num_gpus, include_dashboard)
+            _start(folder, num_cpus, num_gpus, memory_bytes, include_dashboard)
         raise_on_termination()
         yield folder / "session_latest" / "logs"
     finally:
@@ -68,7 +75,9 @@ def tail_of_logs(logs: Path, *, num_lines: int = 30) -> str:
     return "\n".join(lines)
 
 
-def _start(folder: Path, num_cpus: float, num_gpus: int | None, include_dashboard: bool) -> None:
+def _start(
+    folder: Path, num_cpus: float, num_gpus: int | None, memory_bytes: int | None, include_dashboard: bool
+) -> None:
     """Ray gives its own processes 30 s to come up, which a busy machine may exceed: then they are started once more."""
     import ray
 
@@ -78,6 +87,7 @@ def _start(folder: Path, num_cpus: float, num_gpus: int | None, include_dashboar
                 address="local",
                 num_cpus=max(1, int(num_cpus)),
                 num_gpus=num_gpus,
+                _memory=memory_bytes,
                 include_dashboard=include_dashboard,
                 log_to_driver=False,
                 logging_level=logging.ERROR,

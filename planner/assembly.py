@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 
+from planner.bundles import make_bundles, select_node, smallest_of_each_type
 from planner.calibration import planned_shape
 from planner.cluster import Cluster, cluster_to_json
 from planner.context import PlanContext
@@ -13,7 +14,7 @@ from planner.execution import choose_attention, choose_compilation
 from planner.fallbacks import find_fallbacks
 from planner.load_order import LoadPosition
 from planner.memory import Placement, pinned_bytes
-from planner.nodes import COORDINATOR_CPUS, cpus_per_rank, ranks_per_node
+from planner.nodes import ranks_per_node
 from planner.plan import ComponentPlan, GroupPlan, MemoryPlan, Plan, PlanRequest, RejectedOption, Residency
 
 
@@ -29,6 +30,7 @@ def make_plan(
     checkpoint, request = context.checkpoint, context.request
     num_ranks = chosen.degrees.num_ranks
     host_capacity = chosen.node.host_memory_bytes
+    selection = select_node(chosen.node, smallest_of_each_type(cluster.node_types))
     plan = Plan(
         checkpoint=checkpoint.path,
         checkpoint_fingerprint=checkpoint.fingerprint,
@@ -50,7 +52,8 @@ def make_plan(
             cfg_degree=chosen.degrees.cfg,
             sequence_degree=chosen.degrees.sequence,
             fsdp_degree=chosen.degrees.fsdp,
-            bundles=_bundles(chosen, context, cluster),
+            bundles=make_bundles(chosen, context, selection),
+            node_labels=selection.labels,
             strategy="PACK" if chosen.spans_nodes else "STRICT_PACK",
             share_gpu=request.share_gpu,
         ),
@@ -80,18 +83,6 @@ def make_plan(
         ),
     )
     return plan.model_copy(update={"fingerprint": _fingerprint(plan, cluster, request)})
-
-
-def _bundles(chosen: Candidate, context: PlanContext, cluster: Cluster) -> tuple[dict[str, float], ...]:
-    num_ranks = chosen.degrees.num_ranks
-    rank = {"CPU": cpus_per_rank(chosen.degrees, chosen.node, context)}
-    if context.device == "cuda":
-        rank["GPU"] = 1.0 / num_ranks if context.request.share_gpu else 1.0
-        types = {node.gpu_type for node in cluster.node_types if node.num_gpus}
-        if len(types) > 1 and chosen.node.gpu_type:
-            # Any GPU would satisfy the bundle otherwise, also one with less memory than was planned for.
-            rank[f"accelerator_type:{chosen.node.gpu_type}"] = 0.001
-    return ({"CPU": COORDINATOR_CPUS}, *(dict(rank) for _ in range(num_ranks)))
 
 
 def _component_plan(

@@ -13,6 +13,8 @@ from planner.errors import ClusterError
 from planner.hardware import find_gpu
 
 GIB = 2**30
+TYPE_LABEL = "ray.io/accelerator-type"
+GPU_MEMORY_LABEL = "heliograph.io/gpu-memory-gib"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,9 @@ class NodeType:
         gpu_type: e.g. `H100`; None without GPUs or where it is not known.
         gpu_memory_bytes: memory of one GPU; 0 without GPUs.
         host_memory_bytes: memory of a node.
+        type_resource: Ray's resource for the GPU type, `accelerator_type:H100`, if the nodes are said to have it.
+        type_label: their label `ray.io/accelerator-type`.
+        memory_label: their label `heliograph.io/gpu-memory-gib`.
     """
 
     name: str
@@ -36,6 +41,9 @@ class NodeType:
     gpu_type: str | None
     gpu_memory_bytes: int
     host_memory_bytes: int
+    type_resource: str | None = None
+    type_label: str | None = None
+    memory_label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +140,7 @@ def cluster_from_ray_nodes(nodes: Iterable[Mapping[str, Any]]) -> Cluster:
     Raises:
         ClusterError: no node is alive.
     """
-    counts: dict[tuple[float, int, str | None, int, int], int] = {}
+    counts: dict[_Shape, int] = {}
     for node in nodes:
         if not node.get("Alive", node.get("alive", True)):
             continue
@@ -208,19 +216,19 @@ def _node_of_yaml(name: str, entry: Any, *, is_head: bool, file: Path) -> NodeTy
     return NodeType(name, count, *_shape_of_resources(resources, labels, where=f"{file}: node type {name}"))
 
 
-def _shape_of_resources(
-    resources: Mapping[str, Any], labels: Mapping[str, Any], *, where: str
-) -> tuple[float, int, str | None, int, int]:
+_Shape = tuple[float, int, str | None, int, int, str | None, str | None, str | None]
+"""The fields of a `NodeType` from `num_cpus` on."""
+
+
+def _shape_of_resources(resources: Mapping[str, Any], labels: Mapping[str, Any], *, where: str) -> _Shape:
     num_gpus = int(_number(resources.get("GPU", 0), where=where))
-    gpu_type: str | None = None
-    for key in resources:
-        if str(key).startswith("accelerator_type:"):
-            gpu_type = str(key).removeprefix("accelerator_type:")
-    gpu_type = labels.get("ray.io/accelerator-type", gpu_type)
+    type_resource = next((str(key) for key in resources if str(key).startswith("accelerator_type:")), None)
+    type_label = labels.get(TYPE_LABEL)
+    gpu_type = type_label or (type_resource.removeprefix("accelerator_type:") if type_resource else None)
     memory = int(_number(resources.get("memory", 0), where=where))
     gpu_bytes = 0
     if num_gpus:
-        stated = labels.get("heliograph.io/gpu-memory-gib")
+        stated = labels.get(GPU_MEMORY_LABEL)
         known = find_gpu(gpu_type) if gpu_type else None
         if stated is not None:
             gpu_bytes = int(_number(stated, where=where) * GIB)
@@ -228,11 +236,15 @@ def _shape_of_resources(
             gpu_bytes = known.memory_bytes
         else:
             raise ClusterError(
-                f"{where}: the memory of GPU type {gpu_type!r} is not known; add the label heliograph.io/gpu-memory-gib"
+                f"{where}: the memory of GPU type {gpu_type!r} is not known; add the label {GPU_MEMORY_LABEL}"
             )
     if not memory:
         raise ClusterError(f"{where} states no memory: add `memory: BYTES` to its resources")
-    return _number(resources.get("CPU", 0), where=where), num_gpus, gpu_type if num_gpus else None, gpu_bytes, memory
+    num_cpus = _number(resources.get("CPU", 0), where=where)
+    if not num_gpus:
+        return num_cpus, 0, None, 0, memory, None, None, None
+    memory_label = str(stated) if stated is not None else None
+    return num_cpus, num_gpus, gpu_type, gpu_bytes, memory, type_resource, type_label, memory_label
 
 
 def _number(value: Any, *, where: str) -> float:

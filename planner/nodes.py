@@ -17,11 +17,11 @@ SPARE_CPUS = 0.5
 
 def usable_nodes(cluster: Cluster, *, device: str) -> tuple[NodeType, ...]:
     """Node types that may hold ranks; equal ones are joined, so that the search does not grow with the cluster."""
-    joined: dict[tuple[object, ...], NodeType] = {}
+    joined: dict[NodeType, NodeType] = {}
     for node in cluster.node_types:
         if device == "cuda" and not node.num_gpus:
             continue
-        key = (node.num_cpus, node.num_gpus, node.gpu_type, node.gpu_memory_bytes, node.host_memory_bytes)
+        key = replace(node, name="", count=0)
         known = joined.get(key)
         joined[key] = replace(known, count=known.count + node.count) if known else node
     return tuple(joined.values())

@@ -150,7 +150,7 @@ class GroupPlan(Frozen):
 
     A lane is `num_ranks // cfg_degree` consecutive ranks that together run one denoiser call; `sequence_degree` of
     them split the sequence. An FSDP shard group is `fsdp_degree` consecutive ranks, and may span lanes.
-    `bundles[0]` is the coordinator's, `bundles[1 + world_rank]` a rank's.
+    `bundles[0]` is the coordinator's, `bundles[1 + world_rank]` a rank's; nodes of ranks must have `node_labels`.
     """
 
     num_ranks: int
@@ -159,6 +159,7 @@ class GroupPlan(Frozen):
     fsdp_degree: int
     bundles: tuple[dict[str, float], ...]
     strategy: Literal["STRICT_PACK", "PACK", "STRICT_SPREAD", "SPREAD"]
+    node_labels: dict[str, str] = Field(default_factory=dict)
     share_gpu: bool = False
 
 
@@ -255,6 +256,10 @@ class Plan(Frozen):
     attention_backends: tuple[AttentionBackend, ...] = (AttentionBackend.NATIVE,)
     compile: Compilation = Compilation.NONE
     fallbacks: tuple[dict[str, ResidencyChoice], ...] = ()
+
+    def label_selectors(self) -> list[dict[str, str]]:
+        """For each bundle, as Ray's placement groups take them. The coordinator may be on any node."""
+        return [{}, *(dict(self.group.node_labels) for _ in range(self.group.num_ranks))]
 
     def ranks_of_remote_components(self) -> dict[str, int]:
         """World rank of each component that the leader, rank 0, does not hold itself, by name."""

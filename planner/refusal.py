@@ -7,7 +7,8 @@ from planner.errors import InfeasiblePlanError, PlanRequestError
 from planner.evaluation import GIB, Candidate, Excess, format_gib
 from planner.plan import InfeasibleReport, Mode, PlanRequest, RejectedOption, ResidencyChoice
 
-_SINGLE_CHOICES = ("num_ranks", "cfg_degree", "sequence_degree", "fsdp_degree", "step_cache")
+_DEGREES = ("num_ranks", "cfg_degree", "sequence_degree", "fsdp_degree")
+_SINGLE_CHOICES = (*_DEGREES, "step_cache", "cpus_per_rank")
 MAX_TRIED = 4
 """Relaxed requests that are planned for, so that a way out that is named is one."""
 PlanFor = Callable[[PlanRequest], Candidate | None]
@@ -69,7 +70,9 @@ def _ways_out(context: PlanContext, closest: Excess | None, plan_for: PlanFor) -
     if closest is not None:
         where = "GPUs of" if closest.resource == "GPU memory" else "nodes with host memory of"
         ways.append(f"{where} at least {closest.needed_bytes // GIB} GiB, for the closest option")
-    if context.device == "cuda":
+    if closest is None:
+        ways += ["fewer ranks", "nodes with more GPUs" if context.device == "cuda" else "nodes with more CPUs"]
+    elif context.device == "cuda":
         ways.append("a smaller size, fewer frames or a smaller batch")
         ways.append("more GPUs a node")
     else:
@@ -88,10 +91,13 @@ def _working_relaxations(context: PlanContext, plan_for: PlanFor) -> Iterator[tu
 
 
 def _relaxations(request: PlanRequest) -> Iterator[tuple[str, PlanRequest]]:
-    """The request with one explicit choice dropped, or in `memory` mode."""
+    """The request with one explicit choice dropped, or all degrees, or in `memory` mode."""
     for name, choice in request.residency.items():
         others = {other: kept for other, kept in request.residency.items() if other != name}
         yield f"drop {choice_text(name, choice)}", request.model_copy(update={"residency": others})
+    degrees = [name for name in _DEGREES if getattr(request, name) is not None]
+    if len(degrees) > 1:
+        yield f"drop {' and '.join(degrees)}", request.model_copy(update=dict.fromkeys(degrees))
     for field in _SINGLE_CHOICES:
         if (value := getattr(request, field)) is not None:
             yield f"drop {field}={value}", request.model_copy(update={field: None})

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.assembly import make_plan
+from planner.bundles import select_node, smallest_of_each_type
 from planner.candidates import (
     assignments,
     candidate_degrees,
@@ -113,8 +114,9 @@ def _distinct_nodes(
     the sizes of memory in the cluster.
     """
     largest: dict[tuple[object, ...], list[NodeType]] = {}
+    others = smallest_of_each_type(nodes)
     for node in nodes:
-        problem = node_problem(degrees, node, context)
+        problem = node_problem(degrees, node, context) or select_node(node, others).problem
         if problem is not None:
             _reject(rejected, f"{degrees.label()} on {node.name}", problem)
             continue

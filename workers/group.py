@@ -222,11 +222,14 @@ def _place(plan: Plan, first_bundle: int | None, deadline: _Deadline) -> tuple[P
         if current is None:
             raise GroupStartError("the coordinator runs in no placement group: deploy it with the plan's bundles")
         return None, current
-    own = placement_group(list(plan.group.bundles), strategy=plan.group.strategy)
+    own = placement_group(
+        list(plan.group.bundles), strategy=plan.group.strategy, bundle_label_selector=plan.label_selectors()
+    )
     if not own.wait(deadline.left()):
         remove_placement_group(own)
         raise GroupStartError(
-            f"no room for {plan.group.num_ranks} ranks ({plan.group.strategy} of {plan.group.bundles}) in time; "
+            f"no room for {plan.group.num_ranks} ranks ({plan.group.strategy} of {plan.group.bundles}"
+            f"{f' on nodes labelled {plan.group.node_labels}' if plan.group.node_labels else ''}) in time; "
             f"the cluster has {ray.available_resources()} free"
         )
     return own, own

@@ -136,7 +136,8 @@ def _run(plan: Plan, call: OneCall, seconds: dict[str, float], display: Progress
     start = time.monotonic()
     display.say(f"start {plan.group.num_ranks} ranks")
     num_cpus = sum(bundle.get("CPU", 0) for bundle in plan.group.bundles) + 1
-    with local_ray(num_cpus=num_cpus):
+    # The plan is for this machine's memory; Ray by itself would keep a part of it for objects.
+    with local_ray(num_cpus=num_cpus, memory_bytes=plan.memory.host_capacity_bytes):
         from workers.group import WorkerGroup
 
         group = WorkerGroup.start(plan, on_load=lambda event: display.say(str(event)))

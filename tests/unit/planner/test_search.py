@@ -59,7 +59,8 @@ def choose(**choices: str) -> dict[str, ResidencyChoice]:
 def test_cpu_group_has_one_rank_everything_resident_in_float32(wan: Checkpoint) -> None:
     plan = plan_group(wan, CPU8, PlanRequest())
     assert (plan.device, plan.dtype, plan.group.num_ranks, plan.group.strategy) == ("cpu", "float32", 1, "STRICT_PACK")
-    assert plan.group.bundles == ({"CPU": 0.1}, {"CPU": 1.0})
+    assert [bundle["CPU"] for bundle in plan.group.bundles] == [0.1, 1.0]
+    assert sum(bundle["memory"] for bundle in plan.group.bundles) == plan.memory.host_peak_bytes
     assert set(residency(plan).values()) == {Residency.RESIDENT}
     assert plan.memory.gpu_peak_bytes == (0,)
     assert plan.memory.host_peak_bytes > plan.payload_bytes
@@ -124,7 +125,7 @@ def test_ranks_share_the_cpus_of_a_small_machine(wan: Checkpoint) -> None:
 
 
 def test_stated_cpus_per_rank(wan: Checkpoint) -> None:
-    assert plan_group(wan, CPU8, PlanRequest(cpus_per_rank=3)).group.bundles[1] == {"CPU": 3.0}
+    assert plan_group(wan, CPU8, PlanRequest(cpus_per_rank=3)).group.bundles[1]["CPU"] == 3.0
     with pytest.raises(InfeasiblePlanError, match="9 CPUs"):
         plan_group(wan, CPU8, PlanRequest(cpus_per_rank=9))
 
@@ -149,7 +150,7 @@ def test_host_memory_is_the_budget_of_a_cpu_group(big: Checkpoint) -> None:
 def test_gpu_bundles(wan: Checkpoint) -> None:
     plan = plan_group(wan, gpus(2, 24), PlanRequest(cfg_degree=2))
     assert (plan.device, plan.dtype) == ("cuda", "bfloat16")
-    assert plan.group.bundles == ({"CPU": 0.1}, {"CPU": 0.1, "GPU": 1.0}, {"CPU": 0.1, "GPU": 1.0})
+    assert [(bundle["CPU"], bundle.get("GPU")) for bundle in plan.group.bundles] == [(0.1, None), (0.1, 1), (0.1, 1)]
 
 
 def test_shared_gpu_takes_fractions_and_a_share_of_the_memory(wan: Checkpoint) -> None:
@@ -346,6 +347,9 @@ def test_every_plan_is_consistent_and_within_budget(
     assert group.num_ranks == max(group.cfg_degree * group.sequence_degree, group.fsdp_degree) == len(group.bundles) - 1
     assert plan.payload_bytes == sum(c.payload_bytes for c in plan.components) == big.payload_bytes
     assert [c.load_order for c in plan.components] == list(range(len(plan.components)))
+    assert sum(bundle.get("GPU", 0) for bundle in group.bundles) == group.num_ranks <= count
+    assert sum(bundle["CPU"] for bundle in group.bundles) <= max(8, 8 * count)
+    assert plan.memory.host_peak_bytes <= sum(bundle["memory"] for bundle in group.bundles) <= host_gib * GIB
     budget = gib * GIB - gpu_headroom_bytes(gib * GIB)
     host_budget = host_gib * GIB - host_headroom_bytes(host_gib * GIB)
     for moment in plan.memory.timeline:
@@ -419,7 +423,9 @@ def test_ways_out_that_are_named_are_ways_out(big: Checkpoint) -> None:
 
 
 def test_larger_memory_of_the_same_type_is_preferred_over_the_search_growing(big: Checkpoint) -> None:
-    types = tuple(NodeType(f"n{gib}", 1, 64.0, 1, "H100", gib * GIB, 512 * GIB) for gib in (24, 80, 40))
+    types = tuple(
+        NodeType(f"n{gib}", 1, 64.0, 1, "H100", gib * GIB, 512 * GIB, memory_label=str(gib)) for gib in (24, 80, 40)
+    )
     plan = plan_group(big, Cluster(types, "test"), PlanRequest(num_ranks=1, **SHAPES))  # type: ignore[arg-type]
     assert plan.memory.gpu_capacity_bytes == (80 * GIB,)
 

@@ -77,7 +77,9 @@ def test_reading_a_large_checkpoint_costs_a_few_times_the_parsing_of_its_headers
 def test_a_thousand_nodes_are_planned_for_in_under_a_second(tmp_path: Path, mixed: int) -> None:
     checkpoint = read_checkpoint(str(write_wan(tmp_path, num_layers=40, width=5120)))
     types = tuple(
-        NodeType(f"n{i}", 1, 96.0, 1 + i % 8, "H100", (40 + 4 * (i % mixed)) * GIB, 512 * GIB) for i in range(1000)
+        NodeType(f"n{i}", 1, 96.0, 1 + i % 8, "H100", gib * GIB, 512 * GIB, memory_label=str(gib))
+        for i in range(1000)
+        for gib in [40 + 4 * (i % mixed)]
     )
     started = time.process_time()
     plan_group(checkpoint, Cluster(types, "test"), PlanRequest())
