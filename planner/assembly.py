@@ -10,7 +10,6 @@ from planner.calibration import planned_shape
 from planner.cluster import Cluster, cluster_to_json
 from planner.context import PlanContext
 from planner.evaluation import Candidate, residency_text
-from planner.execution import choose_attention, choose_compilation
 from planner.fallbacks import find_fallbacks
 from planner.load_order import LoadPosition
 from planner.memory import Placement, pinned_bytes
@@ -69,8 +68,8 @@ def make_plan(
         defaults=checkpoint.defaults,
         rejected=tuple(rejected),
         fingerprint="",
-        attention_backends=choose_attention(request, device=context.device, sequence_degree=chosen.degrees.sequence),
-        compile=choose_compilation(request, device=context.device, sequence_degree=chosen.degrees.sequence),
+        attention_backends=chosen.execution.attention_backends,
+        compile=chosen.execution.compile,
         fallbacks=find_fallbacks(
             chosen.placements,
             (c.placements for c in others),

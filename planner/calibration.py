@@ -1,4 +1,4 @@
-"""Corrects predictions by measurements of the same checkpoint, GPU type, dtype and shape.
+"""Corrects predictions by measurements of the same checkpoint, GPU type, dtype, shape and execution.
 
 The model's own prediction for the measured configuration is made anew each time, so a measurement outlives changes of
 the model. The difference then corrects what is planned:
@@ -16,6 +16,7 @@ from typing import Literal
 from planner.checkpoint import Checkpoint
 from planner.costs import Workload
 from planner.degrees import Degrees
+from planner.execution import Execution
 from planner.hardware import find_gpu
 from planner.measurements import Measurement
 from planner.memory import Moments, Placement
@@ -44,6 +45,7 @@ class Comparison:
     """
 
     gpu_type: str | None
+    execution: Execution
     degrees: tuple[int, int, int, int]
     configuration: Configuration
     excess_bytes: tuple[int, ...]
@@ -73,6 +75,7 @@ def compare_measurements(
         found.append(
             Comparison(
                 gpu_type=key.gpu_type,
+                execution=Execution(key.attention_backends, key.compile),
                 degrees=_degree_tuple(degrees),
                 configuration=configuration_of(placements),
                 excess_bytes=excess,
@@ -108,10 +111,10 @@ def configuration_of(placements: Sequence[Placement]) -> Configuration:
 
 
 class Calibration:
-    """The comparisons that concern one GPU type, applied to options. Without any it changes nothing."""
+    """The comparisons that concern one GPU type and execution, applied to options. Without any it changes nothing."""
 
-    def __init__(self, comparisons: Sequence[Comparison], *, gpu_type: str | None) -> None:
-        self._comparisons = [c for c in comparisons if c.gpu_type == gpu_type]
+    def __init__(self, comparisons: Sequence[Comparison], *, gpu_type: str | None, execution: Execution) -> None:
+        self._comparisons = [c for c in comparisons if (c.gpu_type, c.execution) == (gpu_type, execution)]
 
     def correct_memory(
         self, moments: Moments, placements: tuple[Placement, ...], degrees: Degrees

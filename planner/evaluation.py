@@ -10,6 +10,7 @@ from planner.cluster import NodeType
 from planner.component_ranks import is_whole, spread_encoders, stated_ranks
 from planner.context import PlanContext
 from planner.degrees import Degrees
+from planner.execution import Execution, choose_execution
 from planner.hardware import find_gpu
 from planner.kinds import runs_every_step
 from planner.load_order import LoadPosition
@@ -36,6 +37,7 @@ class Candidate:
 
     degrees: Degrees
     node: NodeType
+    execution: Execution
     placements: tuple[Placement, ...]
     moments: Moments
     times: Times
@@ -85,7 +87,10 @@ class Site:
             gpu=find_gpu(node.gpu_type) if node.gpu_type and on_gpus else None,
             ranks_per_node=ranks_per_node(degrees, node, context),
         )
-        self.calibration = Calibration(context.comparisons, gpu_type=node.gpu_type if on_gpus else None)
+        self.execution = choose_execution(context.request, device=context.device, sequence_degree=degrees.sequence)
+        self.calibration = Calibration(
+            context.comparisons, gpu_type=node.gpu_type if on_gpus else None, execution=self.execution
+        )
 
     def peak_of(self, placements: tuple[Placement, ...]) -> int:
         """Device bytes of the fullest rank, corrected by measurements."""
@@ -116,6 +121,7 @@ def evaluate(assignment: Mapping[str, Residency], site: Site) -> Candidate:
     return Candidate(
         degrees=degrees,
         node=site.node,
+        execution=site.execution,
         placements=placements,
         moments=moments,
         times=times,

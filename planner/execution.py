@@ -1,10 +1,36 @@
 """How denoisers are executed: the attention kernel and compilation. Whatever the user states wins."""
 
+from dataclasses import dataclass
+
 from planner.errors import PlanRequestError
 from planner.plan import AttentionBackend, Compilation, Mode, PlanRequest
 
 _FASTEST_FIRST = (AttentionBackend.CUDNN, AttentionBackend.FLASH, AttentionBackend.NATIVE)
 """On one H100, head dim 128: cuDNN 640 TFLOP/s, flash 371. Where a kernel does not run, the rank takes the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How denoisers are executed; a group's step time and peak are of this.
+
+    Attributes:
+        attention_backends: kernels in the order in which a rank tries them.
+    """
+
+    attention_backends: tuple[AttentionBackend, ...]
+    compile: Compilation
+
+
+def choose_execution(request: PlanRequest, *, device: str, sequence_degree: int) -> Execution:
+    """Resolves both for some degrees.
+
+    Raises:
+        PlanRequestError: as `choose_attention`.
+    """
+    return Execution(
+        choose_attention(request, device=device, sequence_degree=sequence_degree),
+        choose_compilation(request, device=device, sequence_degree=sequence_degree),
+    )
 
 
 def choose_attention(request: PlanRequest, *, device: str, sequence_degree: int) -> tuple[AttentionBackend, ...]:

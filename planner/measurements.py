@@ -5,9 +5,10 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from planner.plan import Frozen, Plan, PlannedShape, Residency
+from planner.plan import AttentionBackend, Compilation, Frozen, Plan, PlannedShape, Residency
 
-MEASUREMENT_SCHEMA_VERSION: Final = 1
+MEASUREMENT_SCHEMA_VERSION: Final = 2
+"""Version 1 said neither attention kernels nor compilation; its profiles are not used."""
 MAX_STEP_SAMPLES = 8
 MAX_RANKS = 1024
 
@@ -36,6 +37,8 @@ class MeasurementKey(Frozen):
     cfg_degree: int = Field(ge=1, le=MAX_RANKS)
     sequence_degree: int = Field(ge=1, le=MAX_RANKS)
     fsdp_degree: int = Field(ge=1, le=MAX_RANKS)
+    attention_backends: tuple[AttentionBackend, ...] = Field(max_length=len(AttentionBackend))
+    compile: Compilation
     components: Mapping[str, MeasuredComponent] = Field(max_length=64)
 
 
@@ -49,7 +52,7 @@ class Measurement(Frozen):
         updated_at: seconds since the epoch of the last one.
     """
 
-    schema_version: Literal[1] = MEASUREMENT_SCHEMA_VERSION
+    schema_version: Literal[2] = MEASUREMENT_SCHEMA_VERSION
     key: MeasurementKey
     gpu_peak_bytes: tuple[_Bytes, ...] = Field(default=(), max_length=MAX_RANKS)
     step_samples_s: tuple[_Seconds, ...] = Field(default=(), max_length=MAX_STEP_SAMPLES)
@@ -81,6 +84,8 @@ def measurement_key(plan: Plan, *, shape: PlannedShape | None = None) -> Measure
         cfg_degree=plan.group.cfg_degree,
         sequence_degree=plan.group.sequence_degree,
         fsdp_degree=plan.group.fsdp_degree,
+        attention_backends=plan.attention_backends,
+        compile=plan.compile,
         components={
             component.name: MeasuredComponent(
                 residency=component.residency,

@@ -1,6 +1,6 @@
 """Calibration profiles: measurements kept as JSON files, in a folder or behind any fsspec URL.
 
-    FOLDER/v1/CHECKPOINT_FINGERPRINT/KEY.json
+    FOLDER/v2/CHECKPOINT_FINGERPRINT/KEY.json
 
 One file a measured configuration. Files are written whole or not at all, and there are at most `MAX_PROFILES` a
 checkpoint: the one that was updated longest ago goes. What cannot be read is left out, with a warning.
@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 PROFILES_VARIABLE = "HELIOGRAPH_PROFILES"
 MAX_PROFILES = 256
 MAX_PROFILE_BYTES = 64 * 1024
-_VERSION = "v1"
+_VERSION = "v2"
+_OLD_VERSION = "v1"
 
 
 class _Folder(Protocol):
@@ -49,6 +50,11 @@ def read_measurements(folder: str | None, *, checkpoint_fingerprint: str) -> tup
     if folder is None:
         return ()
     opened = _open_folder(folder, checkpoint_fingerprint)
+    if old := _profile_names(_open_folder(folder, checkpoint_fingerprint, version=_OLD_VERSION), folder):
+        logger.warning(
+            "%d profiles of %s in %s/%s say neither attention kernels nor compilation and are not used: remove them",
+            len(old), checkpoint_fingerprint, folder, _OLD_VERSION,
+        )  # fmt: skip
     found: list[Measurement] = []
     for name in _profile_names(opened, folder)[:MAX_PROFILES]:
         measurement = _read_one(opened, name, folder)
@@ -111,9 +117,9 @@ def _read_one(opened: _Folder, name: str, folder: str) -> Measurement | None:
         return None
 
 
-def _open_folder(folder: str, fingerprint: str) -> _Folder:
+def _open_folder(folder: str, fingerprint: str, *, version: str = _VERSION) -> _Folder:
     folder = folder.removeprefix("file://").rstrip("/")
-    below = f"{folder}/{_VERSION}/{fingerprint}"
+    below = f"{folder}/{version}/{fingerprint}"
     return _RemoteFolder(below) if "://" in folder else _LocalFolder(Path(below).expanduser())
 
 

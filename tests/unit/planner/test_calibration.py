@@ -123,6 +123,25 @@ def test_measurement_of_another_thing_changes_nothing(wan: Checkpoint, changes: 
     assert plan_group(wan, H100, ONE, measurements=[other]) == predicted
 
 
+@pytest.mark.parametrize("changes", [{"compile": "none"}, {"attention_backend": "native"}])
+@pytest.mark.parametrize("residency", ["resident", "offload"])
+def test_step_of_compiled_blocks_and_another_kernel_does_not_correct_a_plan_without(
+    wan: Checkpoint, changes: dict[str, str], residency: str
+) -> None:
+    compiled = measured(plan_group(wan, H100, ONE), excess_gib=1.0, step_s=0.01)
+    stated = {"mode": "auto", "residency": {"text_encoder": {"residency": residency}}}
+    request = PlanRequest.model_validate({**ONE.model_dump(), **stated, **changes})
+    assert plan_group(wan, H100, request, measurements=[compiled]) == plan_group(wan, H100, request)
+    same = PlanRequest.model_validate({**ONE.model_dump(), **stated})
+    assert plan_group(wan, H100, same, measurements=[compiled]).corrections
+
+
+def test_split_tokens_are_not_corrected_by_what_was_compiled(wan: Checkpoint) -> None:
+    compiled = measured(plan_group(wan, H100, ONE), excess_gib=1.0, step_s=0.01)
+    split = PlanRequest(num_ranks=2, sequence_degree=2, cfg_degree=1, mode=Mode.SPEED, **SHAPES)
+    assert plan_group(wan, H100, split, measurements=[compiled]).corrections == ()
+
+
 def test_measurement_of_another_shape_changes_nothing(wan: Checkpoint) -> None:
     predicted = plan_group(wan, H100, ONE)
     wider = plan_group(wan, H100, ONE.model_copy(update={"width": 640}))

@@ -83,10 +83,10 @@ def test_foreign_files_are_left_out_with_a_warning(
     wan: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = keep_measurement(str(tmp_path), measured(wan))
-    below = tmp_path / "v1" / wan.fingerprint
+    below = tmp_path / "v2" / wan.fingerprint
     document = json.loads((below / f"{key_hash(kept.key)}.json").read_text())
     (below / "a.json").write_text("{")
-    (below / "b.json").write_text(json.dumps({**document, "schema_version": 2}))
+    (below / "b.json").write_text(json.dumps({**document, "schema_version": 3}))
     (below / "c.json").write_text(json.dumps({**document, "gpu_peak_bytes": [-5]}))
     (below / "d.json").write_text(" " * (profiles.MAX_PROFILE_BYTES + 1))
     (below / "e.json").mkdir()
@@ -96,10 +96,29 @@ def test_foreign_files_are_left_out_with_a_warning(
     assert sorted(name for name in "abcde" if f"{name}.json" in caplog.text) == list("abcde")
 
 
+def test_profiles_of_version_1_are_not_used_and_said(
+    wan: Checkpoint, folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep_measurement(folder, measured(wan))
+    assert len(read_measurements(folder, checkpoint_fingerprint=wan.fingerprint)) == 1
+    assert caplog.records == []
+    old = json.loads(measured(wan).model_dump_json())
+    del old["key"]["attention_backends"], old["key"]["compile"]
+    old["schema_version"] = 1
+    file_system, root = fsspec.core.url_to_fs(folder)
+    file_system.makedirs(f"{root}/v1/{wan.fingerprint}", exist_ok=True)
+    file_system.pipe_file(f"{root}/v1/{wan.fingerprint}/old.json", json.dumps(old).encode())
+    with caplog.at_level(logging.WARNING):
+        (kept,) = read_measurements(folder, checkpoint_fingerprint=wan.fingerprint)
+    assert kept.key.compile == "blocks"
+    assert "1 profiles of" in caplog.text
+    assert "say neither attention kernels nor compilation and are not used" in caplog.text
+
+
 def test_profile_of_another_checkpoint_in_the_folder_is_not_used(wan: Checkpoint, tmp_path: Path) -> None:
     other = measured(wan).key.model_copy(update={"checkpoint_fingerprint": "1" * 64})
     keep_measurement(str(tmp_path), measured(wan).model_copy(update={"key": other}))
-    (tmp_path / "v1" / ("1" * 64)).rename(tmp_path / "v1" / wan.fingerprint)
+    (tmp_path / "v2" / ("1" * 64)).rename(tmp_path / "v2" / wan.fingerprint)
     assert read_measurements(str(tmp_path), checkpoint_fingerprint=wan.fingerprint) == ()
 
 
@@ -116,7 +135,7 @@ def test_failed_write_leaves_the_old_profile_and_no_rubbish(
         keep_measurement(str(tmp_path), measured(wan, peak=9 * 10**9))
     monkeypatch.undo()
     assert read_measurements(str(tmp_path), checkpoint_fingerprint=wan.fingerprint) == (kept,)
-    assert [path.name for path in (tmp_path / "v1" / wan.fingerprint).iterdir()] == [f"{key_hash(kept.key)}.json"]
+    assert [path.name for path in (tmp_path / "v2" / wan.fingerprint).iterdir()] == [f"{key_hash(kept.key)}.json"]
 
 
 def test_readers_beside_a_writer_see_whole_profiles(wan: Checkpoint, tmp_path: Path) -> None:
@@ -138,7 +157,7 @@ def test_readers_beside_a_writer_see_whole_profiles(wan: Checkpoint, tmp_path: P
 
 
 def test_folder_that_cannot_be_reached_is_an_error(wan: Checkpoint, tmp_path: Path) -> None:
-    (tmp_path / "v1").write_text("a file")
+    (tmp_path / "v2").write_text("a file")
     with pytest.raises(ProfileError, match="cannot be written"):
         keep_measurement(str(tmp_path), measured(wan))
     with pytest.raises(ProfileError):
