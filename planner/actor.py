@@ -138,7 +138,11 @@ def _call_actor(method: str, arguments: tuple[Any, ...], *, what: str, timeout_s
 @cache
 def code_hash() -> str:
     """Hash of the planner's sources and tables, 12 hex digits."""
-    folder = Path(__file__).parent
+    return hash_sources(Path(__file__).parent)
+
+
+def hash_sources(folder: Path) -> str:
+    """Hash of the sources and tables in a folder, by their relative paths."""
     digest = hashlib.sha256()
     for file in sorted([*folder.rglob("*.py"), *folder.rglob("*.json")]):
         digest.update(str(file.relative_to(folder)).encode())

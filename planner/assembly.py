@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from planner.bundles import make_bundles, select_node, smallest_of_each_type
+from planner.bundles import count_groups, make_bundles, select_node, smallest_of_each_type
 from planner.calibration import planned_shape
 from planner.cluster import Cluster, cluster_to_json
 from planner.context import PlanContext
@@ -30,6 +30,7 @@ def make_plan(
     num_ranks = chosen.degrees.num_ranks
     host_capacity = chosen.node.host_memory_bytes
     selection = select_node(chosen.node, smallest_of_each_type(cluster.node_types))
+    bundles = make_bundles(chosen, context, selection)
     plan = Plan(
         checkpoint=checkpoint.path,
         checkpoint_fingerprint=checkpoint.fingerprint,
@@ -51,8 +52,9 @@ def make_plan(
             cfg_degree=chosen.degrees.cfg,
             sequence_degree=chosen.degrees.sequence,
             fsdp_degree=chosen.degrees.fsdp,
-            bundles=make_bundles(chosen, context, selection),
+            bundles=bundles,
             node_labels=selection.labels,
+            max_groups=count_groups(bundles, chosen, selection, cluster),
             strategy="PACK" if chosen.spans_nodes else "STRICT_PACK",
             share_gpu=request.share_gpu,
         ),

@@ -4,10 +4,10 @@ Whatever a plan rests on is in the bundles, so that Ray puts the group on no les
 one than it can hold: CPUs, GPUs, host memory, and the type and memory of the GPUs where the cluster has several.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from planner.cluster import GIB, GPU_MEMORY_LABEL, TYPE_LABEL, NodeType
+from planner.cluster import GIB, GPU_MEMORY_LABEL, TYPE_LABEL, Cluster, NodeType
 from planner.context import PlanContext
 from planner.evaluation import Candidate
 from planner.memory import COORDINATOR_BYTES
@@ -81,6 +81,37 @@ def make_bundles(chosen: Candidate, context: PlanContext, selection: Selection) 
             rank[selection.resource] = TYPE_SHARE
     coordinator = {"CPU": COORDINATOR_CPUS, "memory": float(COORDINATOR_BYTES)}
     return (coordinator, *(dict(rank) for _ in range(num_ranks)))
+
+
+def count_groups(
+    bundles: Sequence[Mapping[str, float]], chosen: Candidate, selection: Selection, cluster: Cluster
+) -> int:
+    """Groups with these bundles that the cluster's nodes can hold, if nothing else runs there.
+
+    Nodes that an autoscaler may still start count too.
+    """
+    ranks = bundles[1:]
+    whole = {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in ranks[0]}
+    held = 0
+    for node in cluster.node_types:
+        if not _is_meant(node, chosen.node, selection):
+            continue
+        needed = ranks[0] if chosen.spans_nodes else whole
+        held += node.count * _times_in(node, needed)
+    return held // len(ranks) if chosen.spans_nodes else held
+
+
+def _is_meant(node: NodeType, chosen: NodeType, selection: Selection) -> bool:
+    """Whether Ray may take `node` for what was planned for `chosen`."""
+    labels = {TYPE_LABEL: node.type_label, GPU_MEMORY_LABEL: node.memory_label}
+    if not chosen.num_gpus:
+        return True
+    return node.gpu_type == chosen.gpu_type and all(labels[name] == value for name, value in selection.labels.items())
+
+
+def _times_in(node: NodeType, needed: Mapping[str, float]) -> int:
+    has = {"CPU": node.num_cpus, "GPU": float(node.num_gpus), "memory": float(node.host_memory_bytes)}
+    return min(int(have / needed[name] + 1e-9) for name, have in has.items() if needed.get(name))
 
 
 def _untold(node: NodeType, other: NodeType, label: str) -> str:

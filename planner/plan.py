@@ -151,6 +151,7 @@ class GroupPlan(Frozen):
     A lane is `num_ranks // cfg_degree` consecutive ranks that together run one denoiser call; `sequence_degree` of
     them split the sequence. An FSDP shard group is `fsdp_degree` consecutive ranks, and may span lanes.
     `bundles[0]` is the coordinator's, `bundles[1 + world_rank]` a rank's; nodes of ranks must have `node_labels`.
+    `max_groups` of them fit into the cluster that was planned for, if nothing else runs there.
     """
 
     num_ranks: int
@@ -160,6 +161,7 @@ class GroupPlan(Frozen):
     bundles: tuple[dict[str, float], ...]
     strategy: Literal["STRICT_PACK", "PACK", "STRICT_SPREAD", "SPREAD"]
     node_labels: dict[str, str] = Field(default_factory=dict)
+    max_groups: int | None = None
     share_gpu: bool = False
 
 

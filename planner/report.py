@@ -23,7 +23,7 @@ def render_plan(plan: Plan, *, max_rejected: int = 12) -> "Group":
         f"  {format_bytes(plan.payload_bytes)} of weights, {plan.dtype} on {plan.gpu_type or plan.device}, "
         f"mode {plan.mode}{_shape_text(plan)}\n"
         f"{group.num_ranks} rank(s): cfg {group.cfg_degree} x sequence {group.sequence_degree}, "
-        f"fsdp {group.fsdp_degree}; {group.strategy} {_bundle_text(plan)}\n"
+        f"fsdp {group.fsdp_degree}; {group.strategy} {_bundle_text(plan)}{_groups_text(plan)}\n"
         f"attention {' > '.join(plan.attention_backends)}; compiled: {plan.compile}\n"
         f"{_times_text(plan)}{_corrections_text(plan)}",
     )
@@ -97,6 +97,10 @@ def draw_bar(used: int, capacity: int, *, width: int = BAR_WIDTH) -> str:
 def _bundle_text(plan: Plan) -> str:
     bundles = plan.group.bundles
     return f"[{bundles[0]}, {len(bundles) - 1} x {bundles[1]}]"
+
+
+def _groups_text(plan: Plan) -> str:
+    return "" if plan.group.max_groups is None else f"; the cluster can hold {plan.group.max_groups} such group(s)"
 
 
 def _times_text(plan: Plan) -> str:

@@ -37,4 +37,4 @@ def test_warm_up_is_kept_and_corrects_the_next_plan(run_heliograph: Callable[...
     assert plan.predicted.step_s is not None
     assert plan.predicted.step_s > 0
     documents = [json.loads(path.read_text()) for path in profiles.rglob("*.json")]
-    assert all(document["schema_version"] == 1 for document in documents)
+    assert all(document["schema_version"] == 2 for document in documents)

@@ -29,6 +29,25 @@ def test_plan_as_json_is_the_plan_alone():
     assert result.stderr == ""
 
 
+def test_fields_that_others_rely_on():
+    plan = json.loads(invoke("plan", SHAPES, "--gpus", 2, "--gpu-type", "H100", "--json").stdout)
+    components = plan["components"]
+    names = "name class_name payload_bytes num_parameters num_blocks residency num_resident_blocks prefetch_depth ranks"
+    for component in components:
+        assert {*names.split(), "load_order", "reason"} <= set(component)
+        assert all(isinstance(rank, int) for rank in component["ranks"])
+    assert [component["load_order"] for component in components] == list(range(len(components)))
+    assert plan["payload_bytes"] == sum(component["payload_bytes"] for component in components)
+    group = {"num_ranks", "cfg_degree", "sequence_degree", "fsdp_degree", "bundles", "strategy"}
+    assert group <= set(plan["group"])
+    memory = {"gpu_peak_bytes", "gpu_capacity_bytes", "host_peak_bytes", "timeline"}
+    assert memory <= set(plan["memory"])
+    assert len(plan["memory"]["gpu_peak_bytes"]) == plan["group"]["num_ranks"]
+    assert {"load_s", "step_s", "request_s"} <= set(plan["predicted"])
+    assert all({"option", "reason"} <= set(entry) for entry in plan["rejected"])
+    assert len(plan["fingerprint"]) == 64
+
+
 def test_kernel_and_compilation_can_be_stated():
     stated = ["--attention-backend", "flash", "--compile", "blocks"]
     plan = json.loads(invoke("plan", SHAPES, "--gpus", 0, *stated, "--json").stdout)

@@ -114,6 +114,38 @@ def test_what_no_node_type_has_is_named(wan: Checkpoint, request_: dict[str, Any
     assert way_out in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("gpus_per_node", "nodes", "request_", "groups"),
+    [
+        (8, 2, {"cfg_degree": 2}, 8),
+        (8, 2, {"num_ranks": 3, "cfg_degree": 1, "fsdp_degree": 3}, 4),
+        (2, 3, {"cfg_degree": 2, "fsdp_degree": 4}, 1),
+        (1, 4, {"cfg_degree": 2}, 2),
+        (1, 1, {"cfg_degree": 2, "share_gpu": True}, 1),
+    ],
+)
+def test_plan_says_how_many_groups_the_cluster_can_hold(
+    wan: Checkpoint, gpus_per_node: int, nodes: int, request_: dict[str, Any], groups: int
+) -> None:
+    cluster = cluster_from_flags(gpus_per_node=gpus_per_node, gpu_type="H100", num_nodes=nodes)
+    assert plan_group(wan, cluster, PlanRequest(**request_)).group.max_groups == groups
+
+
+def test_groups_are_bounded_by_host_memory_and_by_cpus(big: Checkpoint) -> None:
+    streamed = {"transformer": {"residency": "layerwise", "num_resident_blocks": 0}}
+    request = PlanRequest.model_validate({"num_ranks": 1, "residency": streamed})
+    plans = [
+        plan_group(big, cluster_from_flags(gpus_per_node=8, gpu_type="H100", **has), request)  # type: ignore[arg-type]
+        for has in ({"host_memory_gib": 64}, {"host_memory_gib": 640}, {"host_memory_gib": 640, "cpus_per_node": 0.5})
+    ]
+    assert [plan.group.max_groups for plan in plans] == [4, 8, 2]
+
+
+def test_only_nodes_that_are_meant_count(wan: Checkpoint) -> None:
+    nodes = (node("a", "A100", 40, memory_label="40"), node("b", "A100", 80, memory_label="80"), node("c", "L4", 24))
+    assert plan_for(wan, *nodes).group.max_groups == 2
+
+
 GPU_NODE = {"CPU": 16, "GPU": 1, "memory": 10**11, "accelerator_type:A100": 1}
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from planner.errors import CheckpointFormatError
 from planner.safetensors_header import MAX_HEADER_BYTES, MAX_TENSORS, SafetensorsHeader, read_header
 from tests.unit.planner.checkpoints import write_safetensors
-from tests.unit.planner.cost_of import assert_refused_cheaply
+from tests.unit.planner.cost_of import assert_cheap, assert_refused_cheaply
 
 
 def read_bytes(content: bytes) -> SafetensorsHeader:
@@ -130,6 +130,20 @@ def test_hostile_header_costs_little_time_and_memory(name: str) -> None:
 def test_colons_in_strings_are_no_duplicates() -> None:
     header = read_bytes(packed({"__metadata__": {"made": "10:30"}, "a:b": tensor(0, 1), "c": tensor(1, 2)}, data=2))
     assert [entry.name for entry in header.tensors] == ["a:b", "c"]
+
+
+TOKENS = st.sampled_from(
+    [b"{", b"}", b"[", b"]", b",", b":", b'"', b'"a"', b'"a.0.w":', b"0", b"1", b"-1", b"1e9", b'"U8"', b" ", b"\\",
+     b"null", b'"dtype":', b'"shape":', b'"data_offsets":', ONE_BYTE]
+)  # fmt: skip
+
+
+@given(st.lists(TOKENS, min_size=1, max_size=30), st.integers(1, MAX_HEADER_BYTES // 4))
+@settings(max_examples=60, deadline=None)
+def test_any_repetition_costs_little(tokens: list[bytes], times: int) -> None:
+    unit = b"".join(tokens)
+    content = packed((unit * times)[: MAX_HEADER_BYTES - 8], data=1)
+    assert_cheap(lambda: read_bytes(content))
 
 
 @given(st.binary(max_size=200))
