@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
             path = str(write_skeleton(Path(scratch), name))
             for mode in Mode:
                 rows.append({"what": name, "mode": mode.value, **_time_on_all_gpus(path, mode, options.repeat)})
-            mixed = _times(lambda path=path: _plan(path, _mixed_nodes(), Mode.AUTO), options.repeat)
+            mixed = _times(partial(_plan_on_mixed_nodes, path), options.repeat)
             rows.append(
                 {"what": f"{name}, {NUM_NODES} nodes of {len(gpu_names())} types", "mode": "auto",
                  **_summary(mixed)}
@@ -55,8 +56,12 @@ def _time_on_all_gpus(path: str, mode: Mode, repeat: int) -> dict[str, float]:
     milliseconds: list[float] = []
     for count, gib in GPUS:
         cluster = cluster_from_flags(gpus_per_node=count, gpu_type="H100", gpu_memory_gib=gib, host_memory_gib=512)
-        milliseconds += _times(lambda cluster=cluster: _plan(path, cluster, mode), repeat)
+        milliseconds += _times(partial(_plan, path, cluster, mode), repeat)
     return _summary(milliseconds)
+
+
+def _plan_on_mixed_nodes(path: str) -> None:
+    _plan(path, _mixed_nodes(), Mode.AUTO)
 
 
 def _plan(path: str, cluster: Cluster, mode: Mode) -> None:
