@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from benchmarks import architectures as arch
 from benchmarks.measuring import Options, free, read_options, time_once
 from benchmarks.record import keep
 from workers.direct_load import load_component
-from workers.stream_build import component_class
+from workers.stream_build import build_empty, component_class
 from workers.stream_copy import NUM_READERS
 
 NAME = "loading"
+OTHER_READERS = (4, 12, 16)
 _CHUNK_BYTES = 16 * 2**20
 
 
@@ -30,11 +32,12 @@ def run(options: Options) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         num_bytes = write_checkpoint(architecture, folder, options)
+        ours = partial(
+            load_component, folder, library=architecture.library, class_name=architecture.class_name,
+            dtype=options.dtype, device=options.device,
+        )  # fmt: skip
         ways: dict[str, Callable[[], Any]] = {
-            "heliograph": lambda: load_component(
-                folder, library=architecture.library, class_name=architecture.class_name, dtype=options.dtype,
-                device=options.device,
-            ).module,
+            "heliograph": ours,
             "from_pretrained, device_map": lambda: component_class(
                 architecture.library, architecture.class_name
             ).from_pretrained(folder, torch_dtype=options.dtype, device_map=str(options.device)),
@@ -43,6 +46,12 @@ def run(options: Options) -> list[dict[str, Any]]:
         for way, load in ways.items():
             load()  # loads libraries, and the files into the cache
             rows.append(_row(way, "warm", load, num_bytes, options))
+        for count in OTHER_READERS:
+            rows.append(
+                _row(f"heliograph, {count} readers", "warm", partial(ours, num_readers=count), num_bytes, options)
+            )
+        empty = partial(build_empty, component_class(architecture.library, architecture.class_name), folder)
+        rows.append(_row("the empty model alone", "warm", partial(empty, dtype=options.dtype), 0, options))
         for way, load in [*ways.items(), ("raw", lambda: read_raw(folder))]:
             rows.append(_row(way, "cold", load, num_bytes, options, before=lambda: drop_from_cache(folder)))
     return rows
