@@ -183,7 +183,7 @@ class Bench:
             outcome.read_bytes = group.describe().weight_bytes_read
             outcome.at_rest_bytes = [now for now, _ in probe(group, allocated_bytes)]
             outcome.denoiser_bytes = probe(group, denoiser_bytes)
-            self.say(f"{spec.label}: started in {outcome.start_s:.1f} s; {outcome.plan}")
+            self.say(f"{spec.label}: started in {outcome.start_s:.1f} s ({_parts(group)}); {outcome.plan}")
             for runs in spec.runs:
                 _time(group, what, runs, outcome)
                 self.say(f"{spec.label}: {outcome.step_s[runs.guidance]:.4f} s a step at guidance {runs.guidance:g}")
@@ -229,6 +229,10 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> dict[str, Any]:
         "equal": torch.equal(one, other),
         "max_difference": float((one - other).abs().max()) / max(largest, 1e-30),
     }
+
+
+def _parts(group: WorkerGroup) -> str:
+    return ", ".join(f"{name} {seconds:.1f}" for name, seconds in group.start_seconds.items())
 
 
 def _describe(plan: Plan) -> str:

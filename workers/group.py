@@ -31,7 +31,11 @@ by 1.2 %, most of that before request 400."""
 
 
 class WorkerGroup:
-    """One copy of the model on its ranks. Made by `start`; after `GroupDiedError` only `shutdown` is of use."""
+    """One copy of the model on its ranks. Made by `start`; after `GroupDiedError` only `shutdown` is of use.
+
+    Attributes:
+        start_seconds: what each part of the start took.
+    """
 
     def __init__(self, plan: Plan, ranks: list[Any], own_placement: PlacementGroup | None) -> None:
         self.plan = plan
@@ -39,6 +43,7 @@ class WorkerGroup:
         self._own_placement = own_placement
         self._follow_refs: list[Any] = []
         self._description: GroupDescription | None = None
+        self.start_seconds: dict[str, float] = {}
 
     @classmethod
     def start(
@@ -67,18 +72,26 @@ class WorkerGroup:
         deadline = _Deadline(timeout_s)
         own, placement = _place(plan, first_bundle, deadline)
         group = cls(plan, [], own)
+        phases = _Phases()
         try:
             group._create_ranks(placement, 1 if first_bundle is None else first_bundle)
-            group._join(deadline)
+            places = _get([rank.place.remote() for rank in group._ranks], deadline.left())
+            phases.end("ranks up")
+            group._join(places, deadline)
+            phases.end("libraries imported and process group formed")
             load_seconds, bytes_read = group._load(on_load or _ignore, deadline)
+            phases.end("loaded")
             group._follow_refs = [rank.follow.remote() for rank in group._ranks[1:]]
             lead = group._ranks[0].lead.remote(load_seconds, bytes_read, deadlines or CallDeadlines())
             group._description = _get(lead, deadline.left())
+            phases.end("pipeline built")
         except BaseException as error:
             group.shutdown(timeout_s=2.0)
             if not isinstance(error, Exception):
                 raise
             raise GroupStartError(f"the group did not start: {_unwrap(error)}") from error
+        group.start_seconds = phases.seconds
+        logger.info("group of %d ranks started: %s", plan.group.num_ranks, phases)
         return group
 
     def describe(self) -> GroupDescription:
@@ -173,8 +186,7 @@ class WorkerGroup:
             )
             self._ranks.append(actor.remote(self.plan.model_dump_json(), world_rank, num_threads))
 
-    def _join(self, deadline: "_Deadline") -> None:
-        places = _get([rank.place.remote() for rank in self._ranks], deadline.left())
+    def _join(self, places: list[tuple[str, str]], deadline: "_Deadline") -> None:
         rendezvous = None
         if len(self._ranks) > 1:
             is_one_node = len({node_id for node_id, _ in places}) == 1
@@ -193,6 +205,21 @@ class WorkerGroup:
             num_bytes[event.world_rank] += event.bytes_read
             on_load(event)
         return seconds, tuple(num_bytes)
+
+
+class _Phases:
+    """Seconds of the parts of a start, in their order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def end(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name], self._last = now - self._last, now
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
 
 
 class _Deadline:

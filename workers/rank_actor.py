@@ -41,6 +41,8 @@ class RankActor:
         self._world_rank = world_rank
         self._num_threads = num_threads
         self._compute = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
+        # On all ranks at once, while the coordinator still asks where they are; what fails here fails again in `join`.
+        self._compute.submit(_import_libraries)
         self._door: LeaderDoor | None = None
         self._link: Link | None = None
         self._links: dict[int, Link] = {}
@@ -246,6 +248,13 @@ class RankActor:
             extra_stats=lambda: {"weight_bytes_read": bytes_read, "peak_bytes": peak_bytes()},
             on_start=self._components.start_request,
         )
+
+
+def _import_libraries() -> None:
+    """What loading and calling need: most of the seconds in which a group of a small model starts."""
+    import workers.components
+    import workers.leader
+    import workers.process_group  # noqa: F401
 
 
 def _quiet_libraries() -> None:

@@ -128,6 +128,11 @@ def test_after_a_short_call_of_the_same_shape_both_ranks_make_equal_numbers_of_c
     assert [stats.denoiser_calls for stats in served.ranks] == [20, 20]
 
 
+def test_a_start_says_what_its_parts_took(pair: WorkerGroup) -> None:
+    assert [name.split()[-1] for name in pair.start_seconds] == ["up", "formed", "loaded", "built"]
+    assert all(seconds > 0 for seconds in pair.start_seconds.values())
+
+
 def test_bad_calls_and_cancelled_calls_leave_the_group_clean(pair: WorkerGroup) -> None:
     expected = pair.generate(GenerateCall(ARGUMENTS, seed=3)).output
     with pytest.raises(InvalidCallError, match="takes no argument colour"):
