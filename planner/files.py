@@ -82,6 +82,7 @@ class LocalFiles:
         ):  # the hub cache's layout: snapshots/<revision>/x -> ../../blobs/<hash>
             self._allowed.append(self._root.parent.parent / "blobs")
         self._location = str(path)
+        self._resolved: dict[str, Path] = {}
 
     @property
     def location(self) -> str:
@@ -89,6 +90,11 @@ class LocalFiles:
         return self._location
 
     def _resolve(self, name: str) -> Path:
+        if name not in self._resolved:
+            self._resolved[name] = self._find_real(name)
+        return self._resolved[name]
+
+    def _find_real(self, name: str) -> Path:
         path = self._root.joinpath(*PurePosixPath(name).parts)
         real = Path(os.path.realpath(path))
         if not any(real.is_relative_to(root) for root in self._allowed):

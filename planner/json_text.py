@@ -67,9 +67,9 @@ def check_numbers(document: dict[str, Any], *, where: str) -> None:
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
-            waiting.extend(value.values())
+            waiting.extend([inner for inner in value.values() if type(inner) is not str])
         elif isinstance(value, list):
-            waiting.extend(value)
+            waiting.extend([inner for inner in value if type(inner) is not str])
         elif type(value) is int and not -(2**63) <= value < 2**63:
             _fail(where, f"it holds an integer of {value.bit_length()} bits, at most 64 are allowed")
 

@@ -114,15 +114,38 @@ def parse_header(raw: bytes, *, file: str, data_start: int, data_bytes: int) -> 
     document.pop("__metadata__", None)
     if len(document) > MAX_TENSORS:
         _fail(file, f"it lists {len(document)} tensors, at most {MAX_TENSORS} are allowed")
-    tensors = tuple([_check_entry(name, entry, file=file) for name, entry in document.items()])
+    tensors = tuple(
+        [_plain_entry(name, entry) or _check_entry(name, entry, file=file) for name, entry in document.items()]
+    )
     _check_tiling(tensors, data_bytes=data_bytes, file=file)
     return SafetensorsHeader(tensors, data_start, data_bytes, hashlib.sha256(raw).digest())
 
 
+def _plain_entry(name: str, entry: Any) -> TensorEntry | None:
+    """The entry if nothing is wrong with it at a glance, as in all real files; None leaves it to `_check_entry`."""
+    try:
+        dtype, shape = entry["dtype"], entry["shape"]
+        begin, end = entry["data_offsets"]
+        if type(shape) is not list or len(shape) > MAX_DIMS:
+            return None
+        num_elements = 1
+        for dim in shape:
+            if type(dim) is not int or dim < 0:
+                return None
+            num_elements *= dim
+        if (
+            type(begin) is int and type(end) is int and 0 <= begin <= end < 2**63 and len(entry) == 3
+            and num_elements and num_elements * DTYPE_BITS[dtype] == 8 * (end - begin) and _PLAIN_NAME.match(name)
+        ):  # fmt: skip
+            return tuple.__new__(TensorEntry, (name, dtype, tuple(shape), begin, end, num_elements))
+    except (KeyError, TypeError, ValueError):
+        pass
+    return None
+
+
 def _check_entry(name: str, entry: Any, *, file: str) -> TensorEntry:
-    # Runs for every tensor of every checkpoint: one pass, and messages are made only where they are needed.
-    if not _PLAIN_NAME.match(name):
-        _check_name(name, file=file)
+    """The checked entry. Raises `CheckpointFormatError` with what is wrong."""
+    _check_name(name, file=file)
     try:
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         has_more = len(entry) != 3

@@ -1,6 +1,6 @@
 """Tensors of one component, grouped into blocks and added up by what they weigh once they are placed."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -101,19 +101,17 @@ def group_weights(
     }
     present = set(names) if tied else set()
     copies = {name for name, source in tied.items() if source in present}
-    rest, blocks = _Sum(), dict[str, _Sum]()
-    dtype_bytes: dict[str, int] = {}
-    for tensor, template in zip(tensors, templates, strict=True):
-        its = traits[template]
-        total = rest
-        if its.block_depth:
-            block = ".".join(tensor.name.split(".", its.block_depth)[: its.block_depth])
-            total = blocks.get(block) or blocks.setdefault(block, _Sum())
-        total.add(tensor, its, is_copy=tensor.name in copies)
-        dtype_bytes[tensor.dtype] = dtype_bytes.get(tensor.dtype, 0) + tensor.end - tensor.begin
-    ordered = tuple(Block(name, blocks[name].tally()) for name in sorted(blocks, key=_natural))
-    whole = _sum([rest.tally(), *(block.tally for block in ordered)])
-    return GroupedWeights(whole, ordered, rest.tally(), rule, dict(sorted(dtype_bytes.items())))
+    rest, blocks = _add_up(tensors, [traits[template] for template in templates], copies=copies)
+    ordered = tuple(Block(name, blocks[name]) for name in sorted(blocks, key=_natural))
+    whole = _sum([rest, *blocks.values()])
+    return GroupedWeights(whole, ordered, rest, rule, _dtype_bytes(tensors))
+
+
+def _dtype_bytes(tensors: Sequence[TensorEntry]) -> dict[str, int]:
+    return {
+        dtype: sum([tensor.end - tensor.begin for tensor in tensors if tensor.dtype == dtype])
+        for dtype in sorted({tensor.dtype for tensor in tensors})
+    }
 
 
 class _Traits(NamedTuple):
@@ -135,38 +133,35 @@ def _block_depth(template: str, rule: BlockRule | None) -> int:
     return block.count(".") + 1 if block else 0
 
 
-class _Sum:
-    """A `WeightTally` while it grows."""
-
-    __slots__ = ("_cast", "_fixed", "_kept_bfloat16", "_kept_float16", "_parameters", "_payload")
-
-    def __init__(self) -> None:
-        self._payload = self._parameters = self._cast = self._kept_float16 = self._kept_bfloat16 = self._fixed = 0
-
-    def add(self, tensor: TensorEntry, traits: _Traits, *, is_copy: bool) -> None:
-        num_bytes = tensor.end - tensor.begin
-        self._payload += num_bytes
-        if is_copy:
-            return
-        count = tensor.num_elements
-        self._parameters += count
-        if tensor.dtype not in _CAST:
-            self._fixed += num_bytes
-            return
-        self._cast += count
-        if traits.kept_float16:
-            self._kept_float16 += count
-        if traits.kept_bfloat16:
-            self._kept_bfloat16 += count
-
-    def tally(self) -> WeightTally:
-        return WeightTally(
-            self._payload, self._parameters, self._cast, self._kept_float16, self._kept_bfloat16, self._fixed
-        )
+def _add_up(
+    tensors: Sequence[TensorEntry], traits: Sequence[_Traits], *, copies: Collection[str]
+) -> tuple[WeightTally, dict[str, WeightTally]]:
+    """What lies outside the blocks, and each block; `copies` are tied weights, whose bytes alone count."""
+    # Sums in the order of `WeightTally`'s fields, and in one loop: it runs for every tensor.
+    rest, blocks = [0] * 6, dict[str, list[int]]()
+    for (name, dtype, _, begin, end, count), its in zip(tensors, traits, strict=True):
+        depth, kept_float16, kept_bfloat16 = its
+        sums = rest
+        if depth:
+            block = ".".join(name.split(".", depth)[:depth])
+            sums = blocks.get(block) or blocks.setdefault(block, [0] * 6)
+        sums[0] += end - begin
+        if name in copies:
+            continue
+        sums[1] += count
+        if dtype not in _CAST:
+            sums[5] += end - begin
+            continue
+        sums[2] += count
+        if kept_float16:
+            sums[3] += count
+        if kept_bfloat16:
+            sums[4] += count
+    return WeightTally(*rest), {name: WeightTally(*sums) for name, sums in blocks.items()}
 
 
 def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in name.split("."))
+    return tuple((1, int(part), "") if part.isascii() and part.isdigit() else (0, 0, part) for part in name.split("."))
 
 
 def _sum(tallies: Iterable[WeightTally]) -> WeightTally:

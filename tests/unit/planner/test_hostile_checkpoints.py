@@ -150,6 +150,14 @@ def test_link_to_itself_is_refused_quickly(tmp_path: Path) -> None:
     assert_refused_cheaply(lambda: read_checkpoint(str(folder)), error=CheckpointNotFoundError)
 
 
+def test_digits_that_are_no_numbers_are_only_names(tmp_path: Path) -> None:
+    write_wan(tmp_path)
+    write_safetensors(tmp_path / WEIGHTS, {"².blocks.0.w": (2,), "².blocks.1.w": (2,), "1².blocks.0.w": (2,)})
+    transformer = read_checkpoint(str(tmp_path)).find("transformer")
+    assert transformer is not None
+    assert [block.name for block in transformer.blocks] == ["1².blocks.0", "².blocks.0", "².blocks.1"]
+
+
 def test_tensors_are_counted_over_all_shards(tmp_path: Path) -> None:
     folder = write_wan(tmp_path) / "transformer"
     weight_map: dict[str, str] = {}

@@ -117,6 +117,8 @@ def bombs() -> dict[str, bytes]:
         "one long string": b'{"' + b"a" * (size - 10) + b'":1}',
         "escapes": b'{"' + b"\\u0041" * (size // 6 - 2) + b'":1}',
         "spaces": b" " * size,
+        "one endless shape": b'{"a":{"dtype":"U8","shape":[' + b"9223372036854775807," * 100_000 + b"1],"
+        b'"data_offsets":[0,1]}}',
         "colons in strings": _with_colons(),
     }
 
