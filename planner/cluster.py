@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -311,5 +311,20 @@ def _read_text(path: str) -> str | None:
 
 
 def merge_clusters(live: Cluster, possible: Cluster) -> Cluster:
-    """The nodes that are up, and those that an autoscaler may still start."""
-    return Cluster(live.node_types + possible.node_types, f"{live.source} and {possible.source}")
+    """The nodes that are up, and those that an autoscaler may still start: nodes of a type that are up count once."""
+    up: dict[tuple[object, ...], int] = {}
+    for node in live.node_types:
+        up[size_of(node)] = up.get(size_of(node), 0) + node.count
+    more: list[NodeType] = []
+    for node in possible.node_types:
+        is_up = min(node.count, up.get(size_of(node), 0))
+        if is_up:
+            up[size_of(node)] -= is_up
+        if node.count > is_up:
+            more.append(replace(node, count=node.count - is_up))
+    return Cluster((*live.node_types, *more), f"{live.source} and {possible.source}")
+
+
+def size_of(node: NodeType) -> tuple[object, ...]:
+    """What makes nodes equal to a group: a live one may have more labels than its description says."""
+    return node.num_cpus, node.num_gpus, node.gpu_type, node.gpu_memory_bytes, node.host_memory_bytes

@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from planner.cluster import Cluster, NodeType
+from planner.cluster import Cluster, NodeType, size_of
 from planner.context import PlanContext
 from planner.degrees import Degrees
 
@@ -17,14 +17,25 @@ SPARE_CPUS = 0.5
 
 def usable_nodes(cluster: Cluster, *, device: str) -> tuple[NodeType, ...]:
     """Node types that may hold ranks; equal ones are joined, so that the search does not grow with the cluster."""
-    joined: dict[NodeType, NodeType] = {}
+    joined: dict[tuple[object, ...], NodeType] = {}
     for node in cluster.node_types:
         if device == "cuda" and not node.num_gpus:
             continue
-        key = replace(node, name="", count=0)
+        key = size_of(node)
         known = joined.get(key)
-        joined[key] = replace(known, count=known.count + node.count) if known else node
+        joined[key] = _join(known, node) if known else node
     return tuple(joined.values())
+
+
+def _join(one: NodeType, other: NodeType) -> NodeType:
+    """Both as one type, which is said to have what both have."""
+    return replace(
+        one,
+        count=one.count + other.count,
+        type_resource=one.type_resource if one.type_resource == other.type_resource else None,
+        type_label=one.type_label if one.type_label == other.type_label else None,
+        memory_label=one.memory_label if one.memory_label == other.memory_label else None,
+    )
 
 
 def cpus_per_rank(degrees: Degrees, node: NodeType, context: PlanContext) -> float:

@@ -146,6 +146,15 @@ def test_only_nodes_that_are_meant_count(wan: Checkpoint) -> None:
     assert plan_for(wan, *nodes).group.max_groups == 2
 
 
+def test_group_spans_nodes_that_are_up_and_such_that_may_come(wan: Checkpoint) -> None:
+    up = node("up", "H100", 80, type_resource="accelerator_type:H100", type_label="H100")
+    plan = plan_for(wan, up, node("may come", "H100", 80), num_ranks=4, cfg_degree=1, fsdp_degree=4)
+    assert (plan.group.strategy, plan.group.max_groups) == ("PACK", 1)
+    beside_others = plan_for(wan, up, node("may come", "H100", 80), node("other", "L4", 24)).group
+    assert beside_others.bundles[RANK]["accelerator_type:H100"] == 0.001
+    assert beside_others.node_labels == {}
+
+
 GPU_NODE = {"CPU": 16, "GPU": 1, "memory": 10**11, "accelerator_type:A100": 1}
 
 

@@ -38,6 +38,17 @@ def test_node_types_of_the_file_that_the_settings_name_may_come(write: Callable[
     assert {(node.num_gpus, node.count) for node in cluster.node_types if node.num_gpus} == {(2, 3)}
 
 
+def test_nodes_that_are_up_are_not_counted_as_such_that_may_come_too(
+    write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resources = {"CPU": 16.0, "GPU": 2.0, "memory": 107374182400.0, "accelerator_type:H100": 1.0}
+    up = {"Alive": True, "Resources": resources, "Labels": {"ray.io/accelerator-type": "H100"}}
+    for num_up in (1, 2, 3, 4):
+        monkeypatch.setattr(ray, "nodes", lambda num_up=num_up: [HEAD] + [up] * num_up)
+        cluster = actor._live_cluster(str(write("cluster.yaml")))
+        assert sum(node.count for node in cluster.node_types if node.num_gpus) == max(3, num_up)
+
+
 def test_what_ray_up_leaves_on_the_head_node_is_found(write: Callable[[str], Path]) -> None:
     write("ray_bootstrap_config.yaml")
     assert actor._live_cluster(None).has_gpus
