@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from deployments.errors import BusyError
-from deployments.group_client import GeneratedMedia
+from deployments.group_client import GeneratedMedia, GroupEvent
 from deployments.work import Work, WorkModel
 from workers.calls import Progress
 
@@ -34,11 +34,11 @@ class Ticket:
         """Predicted seconds of a group until it is finished."""
         return self._model.seconds_left(self._work, num_done=self._num_done, num_steps_done=self._num_steps_done)
 
-    def note(self, event: Progress | GeneratedMedia) -> None:
+    def note(self, event: GroupEvent) -> None:
         """Takes in an event of the running request. A group that died begins the picture's steps again."""
         if isinstance(event, GeneratedMedia):
             self._finish_picture()
-        elif event.stage == "denoise":
+        elif isinstance(event, Progress) and event.stage == "denoise":
             mark = (event.step, self._clock())
             if self._first is None or self._last is None or event.step <= self._last[0]:
                 self._first = mark

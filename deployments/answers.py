@@ -41,6 +41,20 @@ class ProgressEvent(BaseModel):
     image_index: int = 0
 
 
+class PartialImageEvent(BaseModel):
+    """A preview, in OpenAI's form, of picture `image_index`; `partial_image_index` counts its previews from 0."""
+
+    type: Literal["image_generation.partial_image", "image_edit.partial_image"]
+    b64_json: str
+    partial_image_index: int
+    created_at: int
+    size: str
+    output_format: str
+    background: Literal["opaque"] = "opaque"
+    quality: Literal["auto"] = "auto"
+    image_index: int = 0
+
+
 class CompletedEvent(BaseModel):
     """The event that carries a finished picture or video, in OpenAI's form."""
 

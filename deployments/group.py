@@ -1,17 +1,18 @@
 """The group deployment: one replica is one group's coordinator. It holds no GPU; its ranks do."""
 
 import asyncio
+import dataclasses
 import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, NoReturn
 
 from deployments.autoscaling import COST_METRIC
 from deployments.detached import detached
-from deployments.group_client import GeneratedMedia
+from deployments.group_client import GeneratedMedia, GroupEvent, PreviewFile
 from deployments.logs import configure_logging
 from deployments.measuring import make_call_stats, make_measurement, report_to_planner
 from deployments.media import encode_image, encode_mp4, encode_thumbnail
@@ -24,7 +25,7 @@ from deployments.warm_up import MAX_CALLS_A_SHAPE, WARM_UP_STEPS, warm_up_reques
 from planner.plan import Plan
 from planner.profiles import configured_folder
 from workers.call_pace import CallDeadlines
-from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progress
+from workers.calls import GenerateCall, GenerateResult, GroupDescription, Preview
 from workers.errors import GroupDiedError
 from workers.group import WorkerGroup
 
@@ -55,7 +56,7 @@ class GroupDeployment:
 
     async def describe(self) -> GroupDescription:
         """What the group can do."""
-        return self._group.describe()
+        return dataclasses.replace(self._group.describe(), shows_previews=self._shows_previews)
 
     async def generate(self, request: ImageRequest | VideoRequest) -> GeneratedMedia:
         """Makes the first picture, or the video, of a request; dividing `n` pictures is the ingress's work."""
@@ -72,8 +73,8 @@ class GroupDeployment:
         seed: int | None = None,
         request_id: str | None = None,
         deadline_s: float | None = None,
-    ) -> AsyncGenerator[Progress | GeneratedMedia, None]:
-        """Progress of one picture or video, then the file. Cancelling the request cancels the work."""
+    ) -> AsyncGenerator[GroupEvent, None]:
+        """Progress and previews of one picture or video, then the file. Cancelling the request cancels the work."""
         description = self._group.describe()
         arguments = await asyncio.to_thread(build_arguments, request, self._plan.defaults, description)
         call = GenerateCall(
@@ -82,6 +83,7 @@ class GroupDeployment:
             request_id=request_id or uuid.uuid4().hex,
             deadline_s=deadline_s,
             flow_shift=request.flow_shift,
+            num_previews=request.partial_images if isinstance(request, ImageRequest) else 0,
         )
         try:
             async with aclosing(detached(self._group.stream(call))) as events:
@@ -90,6 +92,8 @@ class GroupDeployment:
                         self._seam_metrics.record(event.seam)
                         self._learn_cost(event)
                         yield await asyncio.to_thread(_encode, event, request, self._plan)
+                    elif isinstance(event, Preview):
+                        yield await asyncio.to_thread(_encode_preview, event, request)
                     else:
                         yield event
         except GroupDiedError as error:
@@ -137,6 +141,7 @@ class GroupDeployment:
             for number, request in enumerate(requests, start=1):
                 stage.say(f"warming up, shape {number} of {len(requests)}")
                 self._warm_up(request)
+            self._shows_previews = self._try_preview(requests)
         except BaseException:
             self._group.shutdown(timeout_s=2.0)
             raise
@@ -161,6 +166,15 @@ class GroupDeployment:
             measurement = make_measurement(self._plan, again, num_steps=WARM_UP_STEPS)
             if measurement is not None:
                 report_to_planner(measurement, profiles=self._profiles)
+
+    def _try_preview(self, requests: Sequence[ImageRequest | VideoRequest]) -> bool:
+        """Whether this pipeline can show a preview: one is made of the first picture. The leader's log says why not."""
+        request = next((request for request in requests if isinstance(request, ImageRequest)), None)
+        if request is None:
+            return False
+        arguments = build_arguments(request, self._plan.defaults, self._group.describe())
+        result = self._group.generate(GenerateCall(arguments, seed=0, num_previews=1))
+        return result.num_previews > 0
 
     def _repeat_until_known(self, arguments: dict[str, Any], first: GenerateResult) -> GenerateResult | None:
         """Repeats a warm-up call while its calls' shapes are new to the group; the last result, None if none was."""
@@ -201,6 +215,13 @@ def _encode(result: GenerateResult, request: ImageRequest | VideoRequest, plan: 
     return GeneratedMedia(
         content=content, thumbnail=thumbnail, seed=result.seed, width=width, height=height, stats=stats
     )
+
+
+def _encode_preview(preview: Preview, request: ImageRequest | VideoRequest) -> PreviewFile:
+    assert isinstance(request, ImageRequest)
+    height, width = preview.pixels.shape[:2]
+    content = encode_image(preview.pixels, output_format=request.output_format, quality=request.output_compression)
+    return PreviewFile(content, preview.index, width, height)
 
 
 def _seconds(value: float | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
+from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview, ReplicaState
 
 from deployments.errors import DeploymentError, UnavailableError
 from deployments.schemas import GenerationRequest
@@ -30,6 +31,7 @@ class CallStats:
         num_gpus: GPUs that the group holds.
         num_frames: 1 for a picture.
         num_serial_calls: denoiser calls that ran serially though the group has several lanes.
+        num_failed_previews: asked for, and not shown.
     """
 
     stage_seconds: Mapping[str, float]
@@ -37,6 +39,7 @@ class CallStats:
     num_gpus: float
     num_frames: int
     num_serial_calls: int
+    num_failed_previews: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +54,40 @@ class GeneratedMedia:
     stats: CallStats | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class PreviewFile:
+    """A picture of unfinished work, as a file of the requested format; `index` counts a picture's previews from 0."""
+
+    content: bytes
+    index: int
+    width: int
+    height: int
+
+
+GroupEvent = Progress | PreviewFile | GeneratedMedia
+
+
+@dataclass(frozen=True, slots=True)
+class GroupsStatus:
+    """Which groups a model has.
+
+    Attributes:
+        num_running: those that are up.
+        may_be_none: nothing is wrong if none is: they were scaled down, or are being scaled up again. A group that
+            died, or could not start, is neither.
+    """
+
+    num_running: int
+    may_be_none: bool
+
+
 class GroupClient(Protocol):
     """What the service needs of the groups."""
 
     def stream(
         self, request: GenerationRequest, *, seed: int, request_id: str, deadline_s: float
-    ) -> AsyncGenerator[Progress | GeneratedMedia, None]:
-        """Makes one picture or video on some group: progress, then the file.
+    ) -> AsyncGenerator[GroupEvent, None]:
+        """Makes one picture or video on some group: progress and previews, then the file.
 
         Raises:
             GroupDiedError: the group went away under the request; another may do it.
@@ -74,8 +104,8 @@ class GroupClient(Protocol):
         """What the groups can do."""
         ...
 
-    async def num_running(self) -> int:
-        """Groups that are up, as Serve says."""
+    async def status(self) -> "GroupsStatus":
+        """Which groups there are, as Serve says."""
         ...
 
     async def probe(self, *, timeout_s: float) -> Probe:
@@ -92,7 +122,7 @@ class ServeGroupClient:
 
     async def stream(
         self, request: GenerationRequest, *, seed: int, request_id: str, deadline_s: float
-    ) -> AsyncGenerator[Progress | GeneratedMedia, None]:
+    ) -> AsyncGenerator[GroupEvent, None]:
         """See `GroupClient.stream`. Closing the iterator cancels the work."""
         method = self._handle.options(stream=True).stream
         response = method.remote(request, seed=seed, request_id=request_id, deadline_s=deadline_s)
@@ -123,12 +153,12 @@ class ServeGroupClient:
             raise _unwrap(error) from error
         return description
 
-    async def num_running(self) -> int:
-        """See `GroupClient.num_running`."""
+    async def status(self) -> GroupsStatus:
+        """See `GroupClient.status`."""
         status = await asyncio.to_thread(serve.status)
         app = status.applications.get(self._app_name)
         deployment = app.deployments.get(self._handle.deployment_name) if app else None
-        return deployment.replica_states.get("RUNNING", 0) if deployment else 0
+        return read_status(deployment) if deployment else GroupsStatus(num_running=0, may_be_none=False)
 
     async def probe(self, *, timeout_s: float) -> Probe:
         """See `GroupClient.probe`. A group answers at once that it was reached, and again when its ranks answered."""
@@ -144,6 +174,16 @@ class ServeGroupClient:
             return "dead" if was_reached else "unreached"
         except (RayError, DeploymentUnavailableError):
             return "dead"
+
+
+def read_status(deployment: DeploymentStatusOverview) -> GroupsStatus:
+    """What Serve's word for a deployment means. It stays unhealthy from a replica's death until all are there again."""
+    states = {ReplicaState(state): count for state, count in deployment.replica_states.items() if count}
+    is_at_rest = deployment.status is DeploymentStatus.HEALTHY and set(states) <= {ReplicaState.STOPPING}
+    return GroupsStatus(
+        num_running=states.get(ReplicaState.RUNNING, 0),
+        may_be_none=is_at_rest or deployment.status in (DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING),
+    )
 
 
 def _unwrap(error: Exception) -> Exception:

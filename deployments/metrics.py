@@ -9,7 +9,7 @@ from types import TracebackType
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 
-from deployments.group_client import CallStats, GeneratedMedia
+from deployments.group_client import CallStats, GeneratedMedia, GroupEvent
 from planner.plan import Plan
 from workers.calls import Progress
 
@@ -46,6 +46,9 @@ class ServiceMetrics:
         self.gpu_seconds = self._counter("gpu_seconds", "seconds of stages times the group's GPUs", "model")
         self.serial_calls = self._counter(
             "seam_serial_calls", "denoiser calls that ran serially though the group has several lanes", "model"
+        )
+        self.failed_previews = self._counter(
+            "failed_previews", "previews that were asked for and could not be made; the leader's log says why", "model"
         )
         self.group_deaths = self._counter(
             "group_deaths", "calls that lost their group to its death; the request is sent to another once", "model"
@@ -137,13 +140,14 @@ class RequestMeter:
         else:
             self._metrics.failure.labels(self._model, getattr(error, "code", None) or "internal_error").inc()
 
-    def on_event(self, event: Progress | GeneratedMedia) -> None:
+    def on_event(self, event: GroupEvent) -> None:
         """A group's word: the first ends the wait, the file ends the request."""
         if not self._is_running:
             self._move(is_running=True)
             self._metrics.queue_time.labels(self._model).observe(self._clock() - self._start)
         if isinstance(event, Progress):
             self._num_steps = event.num_steps or self._num_steps
+        if not isinstance(event, GeneratedMedia):
             return
         self._is_finished = True
         self._metrics.latency.labels(self._model).observe(self._clock() - self._start)
@@ -167,6 +171,7 @@ class RequestMeter:
             metrics.stage_time.labels(model, stage).observe(seconds)
         metrics.gpu_seconds.labels(model).inc(sum(stats.stage_seconds.values()) * stats.num_gpus)
         metrics.serial_calls.labels(model).inc(stats.num_serial_calls)
+        metrics.failed_previews.labels(model).inc(stats.num_failed_previews)
         for rank, num_bytes in enumerate(stats.gpu_peak_bytes):
             metrics.gpu_peak.labels(model, str(rank)).set(num_bytes)
         measured, predicted = max(stats.gpu_peak_bytes, default=0), max(self._plan.memory.gpu_peak_bytes, default=0)

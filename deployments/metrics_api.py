@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import DeploymentUnavailableError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments.group_client import GroupClient
 from deployments.http_errors import ON_ERROR
 from deployments.jobs.desk import JobDesk
 from deployments.metrics import ServiceMetrics, merge
@@ -107,10 +108,14 @@ async def _refresh(service: Service, desk: JobDesk) -> None:
     timeout_s = service.settings.health_timeout_s
     for name, model in service.models.items():
         running, jobs = await asyncio.gather(
-            _within(model.group.num_running(), timeout_s), _within(desk.num_unfinished(name), timeout_s)
+            _within(_num_running(model.group), timeout_s), _within(desk.num_unfinished(name), timeout_s)
         )
         service.metrics.num_groups.labels(name, "running").set(running)
         service.metrics.num_jobs.labels(name).set(jobs)
+
+
+async def _num_running(group: GroupClient) -> int:
+    return (await group.status()).num_running
 
 
 async def _within(number: Awaitable[int], timeout_s: float) -> float:

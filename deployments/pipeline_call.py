@@ -56,6 +56,7 @@ def check_call(
     if isinstance(request, VideoRequest):
         _at_most(arguments.get("num_frames"), limits.max_frames, "seconds", "frames")
     _check_flow_shift(request, description)
+    _check_previews(request, description)
     _check_images(request, description)
 
 
@@ -116,6 +117,12 @@ def _check_flow_shift(request: GenerationRequest, description: GroupDescription)
     if request.flow_shift is not None and not description.takes_flow_shift:
         name = description.pipeline_class
         raise BadRequestError(f"{name} has no schedule with a shift to set: leave it out", "flow_shift", "unsupported")
+
+
+def _check_previews(request: GenerationRequest, description: GroupDescription) -> None:
+    if isinstance(request, ImageRequest) and request.partial_images and not description.shows_previews:
+        name = description.pipeline_class
+        raise BadRequestError(f"{name} shows no previews: leave it out", "partial_images", "unsupported")
 
 
 def _check_images(request: GenerationRequest, description: GroupDescription) -> None:

@@ -106,15 +106,6 @@ class ImageRequest(GenerationRequest):
     quality: Literal["auto"] = "auto"
     partial_images: int = Field(default=0, ge=0, le=3)
 
-    @field_validator("partial_images")
-    @classmethod
-    def _no_previews(cls, value: int) -> int:
-        if value:
-            raise ValueError(
-                "previews are not made: how to decode unfinished latents differs from pipeline to pipeline"
-            )
-        return value
-
     @model_validator(mode="after")
     def _fields_fit_together(self) -> "ImageRequest":
         if self.output_compression is not None and self.output_format == "png":
@@ -123,6 +114,8 @@ class ImageRequest(GenerationRequest):
             raise ValueError("events carry b64_json: leave response_format out")
         if self.stream and self.background_job:
             raise ValueError("a background_job has no stream: ask for its state")
+        if self.partial_images and not self.stream:
+            raise ValueError("partial_images come in a stream: set stream to true")
         return self
 
     @property

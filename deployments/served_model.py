@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from deployments.admission import Admission
 from deployments.errors import BadRequestError, GenerationError, GroupsDiedError, RequestTimeoutError, UnavailableError
-from deployments.group_client import GeneratedMedia, GroupClient
+from deployments.group_client import GroupClient, GroupEvent
 from deployments.metrics import RequestMeter
 from deployments.pipeline_call import check_call, check_limits
 from deployments.poison import PoisonMemory, fingerprint
@@ -16,7 +16,7 @@ from deployments.schemas import GenerationRequest
 from deployments.settings import Limits, ModelSettings
 from deployments.work import WorkModel, check_planned_shape
 from planner.plan import Plan
-from workers.calls import GroupDescription, Progress
+from workers.calls import GroupDescription
 from workers.errors import (
     CallCancelledError,
     CallError,
@@ -100,7 +100,7 @@ class ServedModel:
         deadline_s: float,
         meter: RequestMeter,
         request_id: str | None = None,
-    ) -> AsyncGenerator[Progress | GeneratedMedia, None]:
+    ) -> AsyncGenerator[GroupEvent, None]:
         """One picture or video. When its group dies it is made again elsewhere, with the same seed, up to three tries.
 
         Only deaths after its first event are laid at its door: before it, it waited behind somebody else's request.

@@ -8,9 +8,18 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Literal, TypeVar
 
-from deployments.answers import CompletedEvent, Health, MediaItem, MediaResponse, ModelCard, ModelList, ProgressEvent
+from deployments.answers import (
+    CompletedEvent,
+    Health,
+    MediaItem,
+    MediaResponse,
+    ModelCard,
+    ModelList,
+    PartialImageEvent,
+    ProgressEvent,
+)
 from deployments.errors import BadRequestError, RequestTimeoutError, UnknownModelError
-from deployments.group_client import GeneratedMedia
+from deployments.group_client import GroupEvent, PreviewFile
 from deployments.metrics import RequestMeter, ServiceMetrics
 from deployments.schemas import GenerationRequest, ImageEditRequest, ImageRequest, VideoRequest
 from deployments.served_model import ServedModel
@@ -19,9 +28,10 @@ from planner.plan import Plan
 from workers.calls import Progress
 
 MediaRequest = ImageRequest | VideoRequest
-Event = ProgressEvent | CompletedEvent
+Event = ProgressEvent | PartialImageEvent | CompletedEvent
 _ProgressType = Literal["image_generation.progress", "image_edit.progress", "video_generation.progress"]
 _CompletedType = Literal["image_generation.completed", "image_edit.completed", "video_generation.completed"]
+_PARTIAL: Literal["image_generation.partial_image"] = "image_generation.partial_image"
 _T = TypeVar("_T")
 
 
@@ -60,7 +70,7 @@ class Service:
         )
 
     async def stream(self, request: MediaRequest) -> AsyncGenerator[Event, None]:
-        """Progress as it happens and each picture or video when it is finished. Closing it cancels the work.
+        """Progress and previews as they happen, each picture or video when it is finished. Closing it cancels the work.
 
         The first event comes at once when the request is admitted; before it, what is wrong is raised.
         """
@@ -77,7 +87,7 @@ class Service:
                             ticket.note(event)
                             yield _as_event(event, request, index)
 
-    async def run(self, request: MediaRequest, *, request_id: str) -> AsyncGenerator[Progress | GeneratedMedia, None]:
+    async def run(self, request: MediaRequest, *, request_id: str) -> AsyncGenerator[GroupEvent, None]:
         """A job's work: as `stream`, but waits for a group as long as it takes; its time begins with its first step.
 
         Raises:
@@ -143,7 +153,7 @@ class Service:
 
     async def _run_one(
         self, model: ServedModel, request: MediaRequest, seed: int, request_id: str
-    ) -> AsyncGenerator[Progress | GeneratedMedia, None]:
+    ) -> AsyncGenerator[GroupEvent, None]:
         """One picture or video of a job; the wait for its first event has no end, the rest has `run_timeout_s`."""
         timeout_s = self.settings.jobs.run_timeout_s
         with self._meter(model) as meter:
@@ -161,8 +171,9 @@ class Service:
         timeout_s = self.settings.health_timeout_s
         try:
             async with asyncio.timeout(2 * timeout_s):
-                if await model.group.num_running() == 0:
-                    if model.may_be_down:
+                groups = await model.group.status()
+                if groups.num_running == 0:
+                    if model.may_be_down and groups.may_be_none:
                         return Health(status="busy", detail="no group is up: the next request starts one")
                     return Health(status="unavailable", detail="no group is up yet")
                 probe = await model.group.probe(timeout_s=timeout_s)
@@ -208,12 +219,22 @@ async def _within(events: AsyncGenerator[_T, None], deadline: _Deadline) -> Asyn
             yield event
 
 
-def _as_event(event: Progress | GeneratedMedia, request: MediaRequest, index: int) -> Event:
+def _as_event(event: GroupEvent, request: MediaRequest, index: int) -> Event:
     if isinstance(event, Progress):
         return ProgressEvent(
             type=_event_types(request)[0], stage=event.stage, step=event.step, num_steps=event.num_steps,
             seconds_left=event.seconds_left, image_index=index,
         )  # fmt: skip
+    if isinstance(event, PreviewFile):
+        return PartialImageEvent(
+            type="image_edit.partial_image" if isinstance(request, ImageEditRequest) else _PARTIAL,
+            b64_json=base64.b64encode(event.content).decode(),
+            partial_image_index=event.index,
+            created_at=int(time.time()),
+            size=f"{event.width}x{event.height}",
+            output_format=request.output_format,
+            image_index=index,
+        )
     return CompletedEvent(
         type=_event_types(request)[1],
         b64_json=base64.b64encode(event.content).decode(),

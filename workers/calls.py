@@ -22,6 +22,7 @@ class GenerateCall:
         request_id: names the call for `WorkerGroup.cancel`.
         deadline_s: seconds from the start of the run after which the call ends with `DeadlineExceededError`.
         flow_shift: shift of the schedule for this call, where `GroupDescription.takes_flow_shift`.
+        num_previews: pictures of the unfinished work to show on the way, at evenly spread steps.
     """
 
     arguments: Mapping[str, Any]
@@ -29,6 +30,16 @@ class GenerateCall:
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     deadline_s: float | None = None
     flow_shift: float | None = None
+    num_previews: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A picture as it looks after `step` of the schedule, (H, W, 3) uint8; `index` counts a call's previews from 0."""
+
+    pixels: Any
+    index: int
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +100,8 @@ class GenerateResult:
         stage_seconds: wall seconds of encode, denoise and decode.
         ranks: one entry a rank, in order.
         seam: what ran serially.
+        num_previews: shown on the way.
+        num_failed_previews: asked for, and not shown; the log says why.
     """
 
     output: Any
@@ -97,6 +110,8 @@ class GenerateResult:
     stage_seconds: Mapping[str, float]
     ranks: tuple[RankStats, ...]
     seam: SeamStats = field(default_factory=SeamStats)
+    num_previews: int = 0
+    num_failed_previews: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +126,7 @@ class GroupDescription:
         load_seconds: seconds a component took to load on the slowest rank.
         weight_bytes_read: bytes of weights read by each rank.
         takes_flow_shift: whether a call may set the shift of the schedule.
+        shows_previews: whether a call may ask for `num_previews`; whoever started the group finds it out by one.
     """
 
     pipeline_class: str
@@ -120,6 +136,7 @@ class GroupDescription:
     load_seconds: Mapping[str, float]
     weight_bytes_read: tuple[int, ...]
     takes_flow_shift: bool = False
+    shows_previews: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from planner.kinds import runs_every_step
 from planner.plan import Plan, Residency
 from workers.call_pace import CallDeadlines
-from workers.calls import ComponentLoaded, GenerateCall, GenerateResult, GroupDescription, Progress
+from workers.calls import ComponentLoaded, GenerateCall, GenerateResult, GroupDescription, Preview, Progress
 from workers.errors import GroupDiedError, GroupStartError, WorkerError
 from workers.rank_actor import RankActor
 
@@ -100,7 +100,7 @@ class WorkerGroup:
         return self._description
 
     def generate(self, call: GenerateCall, *, on_progress: Callable[[Progress], None] | None = None) -> GenerateResult:
-        """Runs one call and waits for it.
+        """Runs one call and waits for it; previews are not handed on.
 
         Raises:
             CallError: the call failed; the group takes the next one.
@@ -111,7 +111,7 @@ class WorkerGroup:
                 event = ray.get(reference)
                 if isinstance(event, GenerateResult):
                     return event
-                if on_progress is not None:
+                if on_progress is not None and isinstance(event, Progress):
                     on_progress(event)
         except RayError as error:
             raise _unwrap(error) from error
@@ -120,8 +120,8 @@ class WorkerGroup:
             raise
         raise GroupDiedError("the leader ended a call without a result")
 
-    async def stream(self, call: GenerateCall) -> AsyncGenerator[Progress | GenerateResult, None]:
-        """Runs one call; yields its progress, then its result. Closing the iterator cancels the call."""
+    async def stream(self, call: GenerateCall) -> AsyncGenerator[Progress | Preview | GenerateResult, None]:
+        """Runs one call; yields its progress and previews, then its result. Closing the iterator cancels the call."""
         is_finished = False
         try:
             async for reference in self._ranks[0].generate.remote(call):

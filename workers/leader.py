@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from planner.kinds import classify_component, runs_every_step
 from planner.plan import ComponentKind, Plan
 from workers.attributes import find_attribute
 from workers.block_checks import add_block_checks
-from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progress, RankStats
+from workers.calls import GenerateCall, GenerateResult, GroupDescription, Preview, Progress, RankStats
 from workers.compilation import GraphWatch
 from workers.component_call import LocalComponent, count_work
 from workers.components import RankComponents
@@ -23,7 +24,9 @@ from workers.lanes import Lanes
 from workers.memory import peak_bytes
 from workers.out_of_memory import free_memory_of, is_out_of_memory
 from workers.pipeline_output import normalize_output
+from workers.previews import Previews
 from workers.remote_call import RemoteComponents
+from workers.replay import Replay
 from workers.request_control import RequestControl, RunningRequest
 from workers.schedule_progress import StepCounter
 from workers.scheduler_watch import watch_scheduler
@@ -71,9 +74,10 @@ class Leader:
         self.seam = Seam(lanes, before_call=self._before_call)
         for name, component in lanes.local.items():
             self.seam.attach(name, component.module)
-        for scheduler in self._schedulers:
-            watch_scheduler(scheduler, self._on_step)
         self._watch_blocks()
+        self.previews = Previews(pipeline, self._replay())
+        for scheduler in self._schedulers:
+            watch_scheduler(scheduler, self._on_step, run_step=self.previews.run_step)
         if remote is not None:
             remote.on_call = self._before_remote_call
         self._arguments = accepted_keywords(pipeline.__call__)
@@ -95,7 +99,7 @@ class Leader:
         """Ends a running call at its next check (between blocks, calls and steps), or a not yet started one."""
         self._request.cancel(request_id)
 
-    def run(self, call: GenerateCall, emit: Callable[[Progress], None]) -> GenerateResult:
+    def run(self, call: GenerateCall, emit: Callable[[Progress | Preview], None]) -> GenerateResult:
         """Runs one call.
 
         Raises:
@@ -121,7 +125,10 @@ class Leader:
             "request %s: encode %.2f s, denoise %.2f s, decode %.2f s", call.request_id, *stage_seconds.values()
         )
         seam = self.seam.counts.since(before)
-        return GenerateResult(result, kind, seed, stage_seconds, self._rank_stats(), seam)
+        return GenerateResult(
+            result, kind, seed, stage_seconds, self._rank_stats(), seam,
+            num_previews=control.num_previews, num_failed_previews=self.previews.num_failed,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Sends the followers home."""
@@ -156,7 +163,8 @@ class Leader:
         if output_type is None and self._arguments.accepts("output_type"):
             arguments["output_type"] = "np"
         try:
-            with torch.no_grad(), flow_shift(self._schedulers, call.flow_shift):
+            previews = self.previews.during(arguments, seed=seed, num_previews=call.num_previews, steps=self._steps)
+            with torch.no_grad(), flow_shift(self._schedulers, call.flow_shift), previews:
                 return normalize_output(self._pipeline(**arguments), output_type=output_type)
         except CallError:
             control.check()  # if the time is over, that is the cause, in terms of this request's whole deadline
@@ -200,8 +208,25 @@ class Leader:
         self.seam.end_step()
         self._request.check()
         control = self._request.control
-        if control is not None and self._steps.on_step(scheduler, timestep):
-            control.on_step(self._steps.num_steps_done, self._steps.num_steps)
+        if control is None:
+            return
+        if not self._steps.on_step(scheduler, timestep):
+            self.previews.refuse_parts()
+            return
+        control.on_step(self._steps.num_steps_done, self._steps.num_steps)
+        start = time.monotonic()
+        pixels = self.previews.show()
+        if pixels is not None:
+            control.on_preview(pixels, seconds=time.monotonic() - start)
+
+    def _replay(self) -> Replay:
+        """Stands before all that a preview does without: everything but autoencoders."""
+        modules = {
+            name: module
+            for name, module in self._pipeline.components.items()
+            if isinstance(module, torch.nn.Module) and not _is_vae(name, module)
+        }
+        return Replay(modules, costly=frozenset(self._lanes.local))
 
     def _watch_blocks(self) -> None:
         """Lets a call be ended between the blocks of what the pipeline itself calls: encoders, autoencoders."""

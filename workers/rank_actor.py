@@ -12,7 +12,7 @@ import ray
 
 from planner.plan import Plan
 from workers.call_pace import CallDeadlines, CallPace
-from workers.calls import GenerateCall, GenerateResult, GroupDescription, Progress
+from workers.calls import GenerateCall, GenerateResult, GroupDescription, Preview, Progress
 from workers.compile_cache import keep_compiled_code
 from workers.errors import GroupDiedError, GroupStartError, WorkerError
 from workers.request_control import RunningRequest
@@ -84,7 +84,7 @@ class RankActor:
         """Follower: runs calls until the leader says goodbye. Ends with an error if the leader goes away."""
         self._compute.submit(self._follow).result()
 
-    def generate(self, call: GenerateCall) -> Iterator[Progress | GenerateResult]:
+    def generate(self, call: GenerateCall) -> Iterator[Progress | Preview | GenerateResult]:
         """Leader: runs one call; yields its progress, then its result."""
         leader = self._require_leader()
         events: queue.SimpleQueue[Any] = queue.SimpleQueue()

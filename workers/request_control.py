@@ -4,8 +4,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
-from workers.calls import Progress, Stage
+from workers.calls import Preview, Progress, Stage
 from workers.errors import CallCancelledError, DeadlineExceededError
 
 _MAX_CANCELLED_IDS = 256  # cancelled before they began, or after they ended: those must not pile up
@@ -25,7 +26,7 @@ class RequestControl:
         *,
         deadline_s: float | None = None,
         predicted_step_s: float | None = None,
-        emit: Callable[[Progress], None] = lambda _: None,
+        emit: Callable[[Progress | Preview], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
@@ -37,6 +38,7 @@ class RequestControl:
         self._stage_start = self._start = clock()
         self._num_steps: int | None = None
         self._step = 0
+        self.num_previews = 0
         self.has_called_denoiser = False
         self.stage_seconds: dict[str, float] = {"encode": 0.0, "denoise": 0.0, "decode": 0.0}
         emit(Progress("encode", 0, None, None))
@@ -81,6 +83,13 @@ class RequestControl:
         if step == num_steps:
             self._enter("decode")
             self._report()
+
+    def on_preview(self, pixels: Any, *, seconds: float) -> None:
+        """Shows a picture of the unfinished work. Its seconds count as decoding, so that a step's stay a step's."""
+        self.stage_seconds["decode"] += seconds
+        self._stage_start += seconds
+        self._emit(Preview(pixels, self.num_previews, self._step))
+        self.num_previews += 1
 
     def on_vae_call(self) -> None:
         """Called in a VAE: where the schedule's length is unknown, that is how decoding begins."""

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.errors import GroupsDiedError, RequestError, StorageError, UnavailableError
-from deployments.group_client import GeneratedMedia
+from deployments.group_client import GeneratedMedia, GroupEvent
 from deployments.jobs.records import Job, LeasedJob, StoredFile
 from deployments.jobs.results import ResultStorage
 from deployments.jobs.store import JobStore
@@ -20,7 +20,7 @@ from deployments.settings import JobSettings
 from workers.calls import Progress
 
 logger = logging.getLogger(__name__)
-Work = Callable[[ImageRequest | VideoRequest, str], AsyncGenerator[Progress | GeneratedMedia, None]]
+Work = Callable[[ImageRequest | VideoRequest, str], AsyncGenerator[GroupEvent, None]]
 _REPORT_PERIOD_S = 0.25
 _RETRY_DELAY_S = 5.0
 _RENEWALS_A_LEASE = 3
@@ -198,7 +198,7 @@ class JobRunner:
                 if isinstance(event, GeneratedMedia):
                     files += await self._save(leased, event, request, index=reporter.num_done)
                     reporter.num_done += 1
-                else:
+                elif isinstance(event, Progress):
                     await reporter.on_progress(event)
         return files
 

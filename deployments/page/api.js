@@ -10,9 +10,10 @@ export function setKey(key) {
 }
 
 export class ApiError extends Error {
-  constructor(message, status) {
+  constructor(message, status, param = null) {
     super(message);
     this.status = status;
+    this.param = param;
   }
 }
 
@@ -29,15 +30,16 @@ export async function request(path, { method = "GET", body, signal, accept = [] 
     throw new ApiError("The server does not answer.", 0);
   }
   if (response.ok || accept.includes(response.status)) return response;
-  throw new ApiError(await messageOf(response), response.status);
+  const { message, param } = await detailOf(response);
+  throw new ApiError(message, response.status, param);
 }
 
-async function messageOf(response) {
+async function detailOf(response) {
   const text = await response.text();
   try {
-    return JSON.parse(text).error.message;
+    return JSON.parse(text).error;
   } catch {
-    return text.slice(0, 300) || `The server answered ${response.status}.`;
+    return { message: text.slice(0, 300) || `The server answered ${response.status}.` };
   }
 }
 

@@ -6,10 +6,12 @@ import { asCurl, asPython } from "./snippets.js";
 
 const HEALTH_PERIOD_MS = 5000;
 const POLL_MS = 1000;
+const NUM_PREVIEWS = 3;
 const SMALL_SIDE = 256; // smaller pictures are enlarged without smoothing
 const at = (id) => document.getElementById(id);
 const form = at("form");
 let running = null; // the AbortController of the request that runs
+const withoutPreviews = new Set(); // models
 
 // The form
 
@@ -64,15 +66,44 @@ async function generate() {
 }
 
 async function makePicture(body, signal) {
-  for await (const { name, data } of streamEvents("/v1/images/generations", { ...body, stream: true }, signal)) {
+  for await (const { name, data } of pictureEvents(body, signal)) {
     if (name === "error") throw new ApiError(data.error.message, 500);
     if (name.endsWith(".progress")) showProgress(data);
+    if (name.endsWith(".partial_image")) showPreview(data);
     if (name.endsWith(".completed")) {
-      const content = Uint8Array.from(atob(data.b64_json), (letter) => letter.charCodeAt(0));
-      return { blob: new Blob([content], { type: `image/${data.output_format}` }), seed: data.seed, size: data.size };
+      return { blob: blobOf(data), seed: data.seed, size: data.size };
     }
   }
   throw new ApiError("The connection to the server was lost.", 0);
+}
+
+function blobOf({ b64_json, output_format }) {
+  const content = Uint8Array.from(atob(b64_json), (letter) => letter.charCodeAt(0));
+  return new Blob([content], { type: `image/${output_format}` });
+}
+
+// Not every pipeline shows previews: one that refuses them is asked again without, and remembered.
+async function* pictureEvents(body, signal) {
+  const path = "/v1/images/generations";
+  if (!withoutPreviews.has(body.model)) {
+    try {
+      yield* streamEvents(path, { ...body, stream: true, partial_images: NUM_PREVIEWS }, signal);
+      return;
+    } catch (error) {
+      if (error.status !== 400 || error.param !== "partial_images") throw error;
+      withoutPreviews.add(body.model);
+    }
+  }
+  yield* streamEvents(path, { ...body, stream: true }, signal);
+}
+
+function showPreview({ size, partial_image_index, ...picture }) {
+  const preview = at("preview");
+  URL.revokeObjectURL(preview.src);
+  preview.src = URL.createObjectURL(blobOf(picture));
+  preview.classList.toggle("small", Math.max(...size.split("x").map(Number)) <= SMALL_SIDE);
+  preview.alt = `Preview ${partial_image_index + 1} of the picture`;
+  preview.hidden = false;
 }
 
 async function makeVideo(body, signal) {
@@ -119,6 +150,7 @@ function setBusy(isBusy) {
   at("generate").disabled = isBusy;
   at("cancel").hidden = !isBusy;
   at("running").hidden = !isBusy;
+  at("preview").hidden = true;
   at("error").hidden = at("error").hidden || isBusy;
   at("stage").setAttribute("aria-busy", isBusy);
   if (!isBusy) return;

@@ -8,6 +8,7 @@ import numpy as np
 import openai
 import psutil
 import pytest
+from openai.types.image_gen_partial_image_event import ImageGenPartialImageEvent
 from PIL import Image
 
 from planner.plan import Plan
@@ -39,6 +40,19 @@ def test_stream_tells_every_denoising_step_then_the_same_picture(app):
     assert steps == [0, 1, 2, 3, 4, 5]
     assert events[-1].type == "image_generation.completed"
     assert events[-1].b64_json == client.images.generate(**arguments).data[0].b64_json
+
+
+def test_previews_come_in_openais_events_and_do_not_change_the_picture(app):
+    client = app.client()
+    arguments = {"prompt": RED_CIRCLE, "extra_body": {"seed": 3, "num_inference_steps": 5}}
+    events = list(client.images.generate(stream=True, partial_images=3, **arguments))
+    previews = [event for event in events if isinstance(event, ImageGenPartialImageEvent)]
+    assert [event.partial_image_index for event in previews] == [0, 1, 2]
+    last = events[-1]
+    assert last.b64_json == client.images.generate(**arguments).data[0].b64_json
+    picture = decode(last.b64_json).astype(int)
+    distances = [np.abs(decode(event.b64_json) - picture).mean() for event in previews]
+    assert distances[0] > distances[-1] > 0, "they come closer to the picture"
 
 
 def test_n_pictures_have_consecutive_seeds_and_each_can_be_made_again(app, http):

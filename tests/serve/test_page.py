@@ -131,6 +131,17 @@ def test_typed_prompt_becomes_a_picture_with_live_steps(page, service):
     assert bytes(pixels) == expected.tobytes(), "the page shows what the API gives for this seed"
 
 
+def test_previews_are_shown_while_a_picture_is_made(page):
+    page.get_by_label("Prompt").fill("a red circle on a white background")
+    page.get_by_label("Steps").fill(SLOW_STEPS)
+    page.locator("#generate").click()
+    preview = page.locator("#preview[alt='Preview 1 of the picture']")
+    preview.wait_for()
+    assert len(set(preview.evaluate(READ_PIXELS))) > 10, "there is something to see"
+    page.locator("#view img").wait_for()
+    assert page.locator("#preview").is_hidden()
+
+
 def test_copied_programs_make_the_picture_again(page, tmp_path):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_label("Prompt").fill('it\'s a red circle on a "white" background')

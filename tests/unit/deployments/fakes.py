@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 
 from deployments.front import open_front
-from deployments.group_client import GeneratedMedia, Probe
+from deployments.group_client import GeneratedMedia, GroupEvent, GroupsStatus, PreviewFile, Probe
 from deployments.http_api import build_api
 from deployments.schemas import GenerationRequest, VideoRequest
 from deployments.served_model import ServedModel
@@ -51,13 +51,14 @@ class FakeGroups:
         self.cancelled_ids: list[str] = []
         self.num_closed = 0
         self.num_groups = 1
+        self.may_be_none = True
         self.probe_answer: Probe = "ok"
         self.dies_before_beginning = False  # while the request waits behind another one
         self.begun = asyncio.Event()
 
     async def stream(
         self, request: GenerationRequest, *, seed: int, request_id: str, deadline_s: float
-    ) -> AsyncGenerator[Progress | GeneratedMedia, None]:
+    ) -> AsyncGenerator[GroupEvent, None]:
         self.requests.append(request)
         self.seeds.append(seed)
         self.request_ids.append(request_id)
@@ -70,6 +71,8 @@ class FakeGroups:
                 await self.gate.wait()
             if self.failures:
                 raise self.failures.pop(0)
+            for index in range(getattr(request, "partial_images", 0)):
+                yield PreviewFile(content=b"preview", index=index, width=32, height=32)
             thumbnail = b"thumbnail" if isinstance(request, VideoRequest) else None
             yield GeneratedMedia(content=str(seed).encode(), thumbnail=thumbnail, seed=seed, width=32, height=32)
         finally:
@@ -81,8 +84,8 @@ class FakeGroups:
     async def describe(self) -> GroupDescription:
         return self.description
 
-    async def num_running(self) -> int:
-        return self.num_groups
+    async def status(self) -> GroupsStatus:
+        return GroupsStatus(self.num_groups, may_be_none=self.may_be_none)
 
     async def probe(self, *, timeout_s: float) -> Probe:
         return self.probe_answer

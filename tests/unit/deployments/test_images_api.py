@@ -4,6 +4,7 @@ import asyncio
 import base64
 import dataclasses
 import io
+import json
 from contextlib import asynccontextmanager
 
 import pytest
@@ -193,9 +194,35 @@ async def test_flow_shift_is_refused_where_no_schedule_has_one(client, tmp_path)
     assert groups.requests[0].flow_shift == 3.0
 
 
-async def test_previews_are_refused_with_the_reason(client):
+@pytest.mark.parametrize(("route", "kind"), [("generations", "image_generation"), ("edits", "image_edit")])
+async def test_previews_are_events_of_openais_names_before_each_picture(tmp_path, route, kind):
+    groups = FakeGroups(description=dataclasses.replace(describe("image"), shows_previews=True))
+    fields = {**GOOD, "partial_images": 2, "stream": True, "n": 2, "output_format": "webp"}
+    as_form = {"data": {name: str(value).lower() for name, value in fields.items()}, "files": {"image": FILE}}
+    async with opened(groups, tmp_path) as client:
+        response = await client.post(f"/v1/images/{route}", **(as_form if route == "edits" else {"json": fields}))
+    frames = [frame.split("\n") for frame in response.text.split("\n\n") if "partial_image\n" in frame]
+    assert {name for name, _ in frames} == {f"event: {kind}.partial_image"}
+    events = [json.loads(data.removeprefix("data: ")) for _, data in frames]
+    assert [(event["image_index"], event["partial_image_index"]) for event in events] == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+    ]
+    shown = {"b64_json": "cHJldmlldw==", "size": "32x32", "output_format": "webp", "background": "opaque"}
+    assert {name: events[0][name] for name in shown} == shown
+    assert events[0]["type"] == f"{kind}.partial_image"
+
+
+async def test_previews_are_refused_by_a_pipeline_that_shows_none(client):
     response = await client.post("/v1/images/generations", json={**GOOD, "partial_images": 2, "stream": True})
-    assert "latents" in check_error(response, 400, "partial_images")["message"]
+    assert "WanPipeline shows no previews" in check_error(response, 400, "partial_images")["message"]
+
+
+async def test_previews_need_a_stream(client):
+    response = await client.post("/v1/images/generations", json={**GOOD, "partial_images": 2})
+    assert "stream" in check_error(response, 400)["message"]
 
 
 KEYED = {"Idempotency-Key": "once"}

@@ -125,7 +125,7 @@ async def test_nothing_that_a_client_wrote_is_in_it(tmp_path):
 
 async def test_number_that_nobody_tells_is_unknown_and_the_rest_is_there(tmp_path):
     class Silent(FakeGroups):
-        async def num_running(self):
+        async def status(self):
             await asyncio.Event().wait()
 
     async with open_client(make_service(Silent(), health_timeout_s=0.05), tmp_path) as client:

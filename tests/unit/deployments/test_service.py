@@ -1,9 +1,11 @@
 import asyncio
 
 import pytest
+from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview, ReplicaState
 
 from deployments.answers import CompletedEvent
 from deployments.errors import BadRequestError, BusyError, GenerationError, RequestTimeoutError
+from deployments.group_client import GroupsStatus, read_status
 from deployments.schemas import ImageRequest, VideoRequest
 from tests.unit.deployments.fakes import FakeGroups, make_service
 from workers.errors import CallError, CallOutOfMemoryError, DeadlineExceededError, GroupDiedError, InvalidCallError
@@ -121,3 +123,30 @@ async def test_model_that_was_scaled_to_zero_is_not_unavailable():
     assert (await make_service(groups).health()).status == "unavailable"
     scaled = make_service(groups, autoscaling={"min_replicas": 0, "max_replicas": 2})
     assert (await scaled.health()).status == "busy"
+    groups.may_be_none = False
+    assert (await scaled.health()).status == "unavailable", "a group died: it is replaced, and none answers until then"
+
+
+@pytest.mark.parametrize(
+    ("status", "states", "expected"),
+    [
+        ("HEALTHY", {"RUNNING": 2}, GroupsStatus(2, may_be_none=False)),
+        ("HEALTHY", {}, GroupsStatus(0, may_be_none=True)),
+        ("HEALTHY", {"STOPPING": 1}, GroupsStatus(0, may_be_none=True)),
+        ("DOWNSCALING", {"STOPPING": 1}, GroupsStatus(0, may_be_none=True)),
+        ("UPSCALING", {"STARTING": 1}, GroupsStatus(0, may_be_none=True)),
+        ("UNHEALTHY", {"STARTING": 1}, GroupsStatus(0, may_be_none=False)),
+        ("UNHEALTHY", {}, GroupsStatus(0, may_be_none=False)),
+        ("HEALTHY", {"STARTING": 1}, GroupsStatus(0, may_be_none=False)),
+        ("UPDATING", {"STARTING": 1}, GroupsStatus(0, may_be_none=False)),
+        ("DEPLOY_FAILED", {}, GroupsStatus(0, may_be_none=False)),
+    ],
+)
+def test_groups_that_died_are_told_from_groups_that_were_scaled_down(status, states, expected):
+    overview = DeploymentStatusOverview(
+        status=DeploymentStatus(status),
+        status_trigger="UNSPECIFIED",
+        replica_states={ReplicaState(name): count for name, count in states.items()},
+        message="",
+    )
+    assert read_status(overview) == expected
