@@ -41,6 +41,7 @@ Pixels = np.ndarray
 MAX_COLOUR_DISTANCE = 0.3
 """Farthest a read colour may lie from its palette entry, in RGB space with sides of length 1."""
 MIN_CONTRAST = 0.2
+POLL_S = 0.2
 AREA_RANGE = (60.0, 900.0)
 MIN_OVERLAP = 0.8
 """Least soft intersection over union with the best template; drawn scenes reach 0.95 and more."""
@@ -262,38 +263,70 @@ def render_with_checkpoint(arguments: argparse.Namespace, settings: dict[str, An
 
 
 def render_with_server(arguments: argparse.Namespace, settings: dict[str, Any]) -> Source:
-    """Posts one OpenAI-style request a picture; a server's pictures only, as that interface has no clips."""
+    """Pictures by one request each; clips as jobs, all handed in first, then fetched in order."""
+    server = _Server(arguments)
 
     def render(prompts: list[Attributes], num_frames: int) -> Iterator[Pixels]:
-        if num_frames != 1:
-            raise SystemExit("--url judges pictures only: add --pictures, or use --checkpoint for clips")
-        for index, prompt in enumerate(prompts):
-            body: dict[str, Any] = {
+        bodies = [
+            {
                 "prompt": prompt.prompt(),
                 "seed": arguments.seed + index,
                 "size": f"{IMAGE_SIZE}x{IMAGE_SIZE}",
-                "response_format": "b64_json",
+                **{name: settings[name] for name in settings["given"]},
             }
-            body |= {name: settings[name] for name in settings["given"]}
-            yield _post(arguments, body)[None]
+            for index, prompt in enumerate(prompts)
+        ]
+        if num_frames == 1:
+            yield from (server.picture(body)[None] for body in bodies)
+            return
+        jobs = [server.begin_clip({**body, "num_frames": num_frames}) for body in bodies]
+        yield from (server.clip(job) for job in jobs)
 
     return render
 
 
-def _post(arguments: argparse.Namespace, body: dict[str, Any]) -> Pixels:
-    from PIL import Image
+class _Server:
+    """A server's OpenAI-style routes."""
 
-    request = urllib.request.Request(
-        f"{arguments.url.rstrip('/')}/v1/images/generations",
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    if arguments.api_key:
-        request.add_header("Authorization", f"Bearer {arguments.api_key}")
-    with urllib.request.urlopen(request, timeout=arguments.timeout_s) as response:
-        answer = json.load(response)
-    picture = Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"]))).convert("RGB")
-    return np.asarray(picture, dtype=np.float32) / 255.0
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._url = f"{arguments.url.rstrip('/')}/v1"
+        self._headers = {"Authorization": f"Bearer {arguments.api_key}"} if arguments.api_key else {}
+        self._timeout_s = arguments.timeout_s
+
+    def picture(self, body: dict[str, Any]) -> Pixels:
+        """(H, W, 3)."""
+        from PIL import Image
+
+        answer = json.loads(self._fetch("images/generations", {**body, "response_format": "b64_json"}))
+        picture = Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"]))).convert("RGB")
+        return np.asarray(picture, dtype=np.float32) / 255.0
+
+    def begin_clip(self, body: dict[str, Any]) -> str:
+        """The id of the accepted job."""
+        return str(json.loads(self._fetch("videos", body))["id"])
+
+    def clip(self, video_id: str) -> Pixels:
+        """(F, H, W, 3), once the job is completed."""
+        import av
+
+        end = time.monotonic() + self._timeout_s
+        while (video := json.loads(self._fetch(f"videos/{video_id}")))["status"] != "completed":
+            if video["status"] == "failed":
+                raise SystemExit(f"{video_id} failed: {video['error']['message']}")
+            if time.monotonic() > end:
+                raise SystemExit(f"{video_id} is not finished after {self._timeout_s:g} s: raise --timeout-s")
+            time.sleep(POLL_S)
+        with av.open(io.BytesIO(self._fetch(f"videos/{video_id}/content"))) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        return np.stack(frames).astype(np.float32) / 255.0
+
+    def _fetch(self, path: str, body: dict[str, Any] | None = None) -> bytes:
+        data = None if body is None else json.dumps(body).encode()
+        headers = self._headers | ({} if data is None else {"Content-Type": "application/json"})
+        request = urllib.request.Request(f"{self._url}/{path}", data=data, headers=headers)
+        with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
+            content: bytes = response.read()
+        return content
 
 
 # The command line.
@@ -331,7 +364,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="folder to load with diffusers' WanPipeline, without any server")
-    source.add_argument("--url", help="address of a server with /v1/images/generations, e.g. http://127.0.0.1:8000")
+    source.add_argument(
+        "--url", help="address of a server with /v1/images/generations and /v1/videos, e.g. http://127.0.0.1:8000"
+    )
     parser.add_argument("--api-key", help="sent as a bearer token with --url")
     parser.add_argument("--timeout-s", type=float, default=120.0, help="longest wait for one answer with --url")
     parser.add_argument(
@@ -347,10 +382,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="cpu", help="cpu or cuda, with --checkpoint")
     parser.add_argument("--json", action="store_true", help="print scores and every verdict as JSON")
-    arguments = parser.parse_args(argv)
-    if arguments.url and arguments.videos:
-        parser.error("--url judges pictures only; use --checkpoint for --videos")
-    return arguments
+    return parser.parse_args(argv)
 
 
 def main() -> int:
@@ -359,7 +391,7 @@ def main() -> int:
     settings = settings_of(arguments)
     render = (render_with_server if arguments.url else render_with_checkpoint)(arguments, settings)
     kinds = {"pictures": 1, "videos": CLIP_FRAMES}
-    if arguments.pictures or arguments.url:
+    if arguments.pictures:
         del kinds["videos"]
     if arguments.videos:
         del kinds["pictures"]

@@ -102,8 +102,3 @@ def test_held_out_combinations_never_come_up_in_training() -> None:
 def test_prompts_use_known_words_only() -> None:
     for prompt in shapes_data.held_out_prompts(200, seed=0, with_motion=True):
         assert set(prompt.prompt().split()) <= set(shapes_data.VOCABULARY)
-
-
-def test_video_option_is_refused_with_url() -> None:
-    with pytest.raises(SystemExit):
-        judge_shapes.parse_arguments(["--url", "http://127.0.0.1:1", "--videos"])

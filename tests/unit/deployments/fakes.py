@@ -106,9 +106,12 @@ def make_service(groups: FakeGroups, *others: FakeGroups, **settings: object) ->
 
 
 @asynccontextmanager
-async def open_client(service: Service, folder: Path, **headers: str) -> AsyncGenerator[httpx.AsyncClient, None]:
-    """The HTTP API in this process, with a database and results of its own in `folder`."""
-    service.settings = service.settings.model_copy(update={"state": StateSettings(folder=str(folder))})
+async def open_client(
+    service: Service, folder: Path, *, state: dict[str, str] | None = None, **headers: str
+) -> AsyncGenerator[httpx.AsyncClient, None]:
+    """The HTTP API in this process, with a database and results in `folder` where `state` does not say other places."""
+    settings = StateSettings(folder=str(folder), **(state or {}))
+    service.settings = service.settings.model_copy(update={"state": settings})
     front = await open_front(service)
     try:
         api = build_api(service, front.desk, front.keys)
