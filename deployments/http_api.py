@@ -15,6 +15,7 @@ from deployments.metrics_api import ErrorCount, Gather, metrics_router
 from deployments.page_api import PAGE_PATHS, page_router
 from deployments.service import Service
 from deployments.settings import AppSettings
+from deployments.tracing import TraceParent
 from deployments.videos_api import videos_router
 from planner.plan import Plan
 
@@ -35,6 +36,8 @@ def build_api(service: Service, desk: JobDesk, keys: KeyRing, *, gather: Gather 
     app.add_middleware(KeyGate, keys=keys, open_paths=_open_paths(service.settings))
     app.add_middleware(HeaderCheck)
     app.add_middleware(ErrorCount, metrics=service.metrics)
+    if service.tracing is not None:
+        app.add_middleware(TraceParent)
     install_error_handlers(app)
     app.include_router(images_router(service, desk, errors))
     app.include_router(videos_router(desk, limits, errors))

@@ -20,6 +20,7 @@ from deployments.metrics_api import PeerMetrics, ReplicaMetrics
 from deployments.served_model import ServedModel
 from deployments.service import Event, MediaRequest, Service
 from deployments.settings import AppSettings
+from deployments.tracing import open_tracing
 from planner.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Ingress:
             )
             for model, plan, group in zip(settings.served_models, plans, groups, strict=True)
         ]
-        self._service = Service(settings, models)
+        self._service = Service(settings, models, tracing=open_tracing(settings.tracing))
         self._preparing: asyncio.Task[None] | None = None
         self._front: Front | None = None
 
@@ -69,6 +70,8 @@ class Ingress:
         front = getattr(self, "_front", None)
         if front is not None:
             await front.close()
+        if self._service.tracing is not None:
+            await asyncio.to_thread(self._service.tracing.close)
 
     async def generate(self, request: MediaRequest) -> MediaResponse:
         """Makes the pictures or the video that a request asks for. Cancelling the response cancels the work.

@@ -10,6 +10,7 @@ from types import TracebackType
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 
 from deployments.group_client import CallStats, GeneratedMedia, GroupEvent
+from deployments.tracing import RequestTrace
 from planner.plan import Plan
 from workers.calls import Progress
 
@@ -111,11 +112,19 @@ class RequestMeter:
         model: the model's name.
         plan: what was predicted for it.
         clock: monotonic seconds.
+        trace: hears the same, if tracing is on.
     """
 
     def __init__(
-        self, metrics: ServiceMetrics, model: str, plan: Plan, *, clock: Callable[[], float] = time.monotonic
+        self,
+        metrics: ServiceMetrics,
+        model: str,
+        plan: Plan,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        trace: RequestTrace | None = None,
     ) -> None:
+        self._trace = trace
         self._metrics, self._model, self._plan, self._clock = metrics, model, plan, clock
         self._start = clock()
         self._is_running = False
@@ -131,6 +140,8 @@ class RequestMeter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Counts its end: finished, cancelled (nobody waits for it any more), or failed with a code."""
+        if self._trace is not None:
+            self._trace.end(None if self._is_finished else error)
         here = self._metrics.num_running if self._is_running else self._metrics.num_waiting
         here.labels(self._model).dec()
         if error is None or self._is_finished:
@@ -142,6 +153,8 @@ class RequestMeter:
 
     def on_event(self, event: GroupEvent) -> None:
         """A group's word: the first ends the wait, the file ends the request."""
+        if self._trace is not None:
+            self._trace.on_event(event)
         if not self._is_running:
             self._move(is_running=True)
             self._metrics.queue_time.labels(self._model).observe(self._clock() - self._start)
@@ -156,6 +169,8 @@ class RequestMeter:
 
     def on_group_death(self) -> None:
         """The group is gone; the request waits for another."""
+        if self._trace is not None:
+            self._trace.on_group_death()
         self._metrics.group_deaths.labels(self._model).inc()
         if self._is_running:
             self._move(is_running=False)

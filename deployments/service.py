@@ -24,6 +24,7 @@ from deployments.metrics import RequestMeter, ServiceMetrics
 from deployments.schemas import GenerationRequest, ImageEditRequest, ImageRequest, VideoRequest
 from deployments.served_model import ServedModel
 from deployments.settings import AppSettings
+from deployments.tracing import Kind, Tracing
 from planner.plan import Plan
 from workers.calls import Progress
 
@@ -41,10 +42,12 @@ class Service:
     Args:
         settings: the app's settings.
         models: what is served.
+        tracing: makes spans of what is made, if it is on.
     """
 
-    def __init__(self, settings: AppSettings, models: Sequence[ServedModel]) -> None:
+    def __init__(self, settings: AppSettings, models: Sequence[ServedModel], *, tracing: Tracing | None = None) -> None:
         self.settings = settings
+        self.tracing = tracing
         self.models = {model.name: model for model in models}
         self.metrics = ServiceMetrics()
         for model in models:
@@ -80,7 +83,7 @@ class Service:
             yield ProgressEvent(type=_event_types(request)[0], stage="queued")
             first_seed = draw_seed() if request.seed is None else request.seed
             for index in range(request.n):
-                with self._meter(model) as meter:
+                with self._meter(model, request) as meter:
                     calls = model.one(request, seed=first_seed + index, deadline_s=deadline.left(), meter=meter)
                     async with aclosing(_within(calls, deadline)) as events:
                         async for event in events:
@@ -156,7 +159,7 @@ class Service:
     ) -> AsyncGenerator[GroupEvent, None]:
         """One picture or video of a job; the wait for its first event has no end, the rest has `run_timeout_s`."""
         timeout_s = self.settings.jobs.run_timeout_s
-        with self._meter(model) as meter:
+        with self._meter(model, request) as meter:
             calls = model.one(request, seed=seed, deadline_s=timeout_s, request_id=request_id, meter=meter)
             async with aclosing(calls):
                 yield await anext(calls)
@@ -164,8 +167,10 @@ class Service:
                     async for event in events:
                         yield event
 
-    def _meter(self, model: ServedModel) -> RequestMeter:
-        return RequestMeter(self.metrics, model.name, model.plan)
+    def _meter(self, model: ServedModel, request: MediaRequest) -> RequestMeter:
+        kind: Kind = "video" if isinstance(request, VideoRequest) else "picture"
+        trace = None if self.tracing is None else self.tracing.follow(model=model.name, kind=kind)
+        return RequestMeter(self.metrics, model.name, model.plan, trace=trace)
 
     async def _health_of(self, model: ServedModel) -> Health:
         timeout_s = self.settings.health_timeout_s

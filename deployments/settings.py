@@ -240,6 +240,26 @@ class ApiKey(_Settings):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+class TracingSettings(_Settings):
+    """Where OpenTelemetry spans go, if anywhere.
+
+    Attributes:
+        endpoint: of a collector that takes OTLP over HTTP, e.g. `http://collector:4318/v1/traces`; needs extra `otel`.
+            Headers and certificates come from OpenTelemetry's own environment variables.
+        service_name: as which this app appears there.
+    """
+
+    endpoint: str = Field(default="", max_length=1000)
+    service_name: str = Field(default="heliograph", min_length=1, max_length=200)
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint_is_a_url(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("write http://HOST:4318/v1/traces, or https")
+        return value
+
+
 class AppSettings(ModelSettings):
     """Arguments of `deployments.app:build_app`: one model's settings, or `models`, and what they share.
 
@@ -261,6 +281,7 @@ class AppSettings(ModelSettings):
         allow_open_port: lets HTTP listen beyond loopback without a key.
         open_metrics: lets anybody who reaches the port read `/metrics`; else it needs a key like all else.
         page: whether `/` shows the page. The page itself needs no key; what it asks for does.
+        tracing: where OpenTelemetry spans go.
         public_url: how clients reach the service, for URLs in answers; what they sent as Host if empty.
     """
 
@@ -281,6 +302,7 @@ class AppSettings(ModelSettings):
     allow_open_port: bool = False
     open_metrics: bool = False
     page: bool = True
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
     public_url: str = ""
 
     @model_validator(mode="after")

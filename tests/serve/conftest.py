@@ -26,6 +26,7 @@ class RunningApp:
 
     url: str
     handle: Any
+    results: Path
 
     def client(self) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
@@ -41,6 +42,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
             stack.enter_context(local_ray())
         stack.callback(serve.shutdown)
         logs = Path(ray._private.worker.global_worker.node.get_session_dir_path()) / "logs"
+        state = tmp_path_factory.mktemp("state")
         settings = AppSettings.model_validate(
             {
                 "checkpoint": str(SHAPES),
@@ -49,12 +51,12 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
                 "start_timeout_s": 150,
                 "max_queued_seconds": 1e6,  # tests ask for thousands of steps and take them back
                 "jobs": {"lease_s": 3.0},
-                "state": {"folder": str(tmp_path_factory.mktemp("state"))},
+                "state": {"folder": str(state)},
             }
         )
         port = find_port("127.0.0.1", 0)
         handle = run_app(settings, host="127.0.0.1", port=port, logs=logs)
-        yield RunningApp(f"http://127.0.0.1:{port}", handle)
+        yield RunningApp(f"http://127.0.0.1:{port}", handle, state / "results")
 
 
 @pytest.fixture

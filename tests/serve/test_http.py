@@ -46,8 +46,9 @@ def test_previews_come_in_openais_events_and_do_not_change_the_picture(app):
     client = app.client()
     arguments = {"prompt": RED_CIRCLE, "extra_body": {"seed": 3, "num_inference_steps": 5}}
     events = list(client.images.generate(stream=True, partial_images=3, **arguments))
-    previews = [event for event in events if isinstance(event, ImageGenPartialImageEvent)]
+    previews = [event for event in events if event.type == "image_generation.partial_image"]
     assert [event.partial_image_index for event in previews] == [0, 1, 2]
+    assert {type(event) for event in previews} == {ImageGenPartialImageEvent}
     last = events[-1]
     assert last.b64_json == client.images.generate(**arguments).data[0].b64_json
     picture = decode(last.b64_json).astype(int)

@@ -14,6 +14,8 @@ from tests.serve.processes import wait_until
 from tests.serve.test_failures import command_line, rank_pids
 from tests.unit.deployments.test_http_api import LIMITS
 
+NUM_JOBS = 20
+PICTURE = {"prompt": "a red circle on a white background", "seed": 9, "num_inference_steps": 30}
 VIDEO = {"prompt": "a blue square moving left", "seed": 5, "num_frames": 5, "num_inference_steps": 100}
 
 
@@ -77,6 +79,57 @@ def test_video_survives_the_death_of_the_controller(app):
     (controller,) = pids_of("ray::ServeController")
     os.kill(controller, signal.SIGKILL)
     check_completed(app.url, video_id)
+
+
+def ingress_replica():
+    return pids_of("ray::ServeReplica:heliograph:Ingress")[0]
+
+
+def group_coordinator():
+    return pids_of("ray::ServeReplica:heliograph:Group")[0]
+
+
+def group_leader():
+    return rank_pids()[0]
+
+
+def serve_controller():
+    return pids_of("ray::ServeController")[0]
+
+
+@pytest.mark.full
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize("victim", [ingress_replica, group_coordinator, group_leader, serve_controller])
+def test_twenty_jobs_are_all_made_and_stored_once_whoever_is_killed(app, victim):
+    expected = httpx.post(f"{app.url}/v1/images/generations", json=PICTURE, timeout=100).json()["data"][0]["b64_json"]
+    accepted = [
+        httpx.post(f"{app.url}/v1/images/generations", json={**PICTURE, "background_job": True}, timeout=30)
+        for _ in range(NUM_JOBS)
+    ]
+    ids = [response.raise_for_status().json()["id"] for response in accepted]
+    wait_until(lambda: count(app.url, ids, "completed") >= 2, "the first jobs", timeout_s=100)
+    os.kill(victim(), signal.SIGKILL)
+    assert count(app.url, ids, "completed") < NUM_JOBS, "there was work left when it was killed"
+    wait_until(lambda: count(app.url, ids, "completed") == NUM_JOBS, "all jobs", timeout_s=300)
+    for job_id in ids:
+        job = picture_job(app.url, job_id)
+        assert [item["b64_json"] for item in job["data"]] == [expected], "the same seed, the same picture"
+    stored = {job_id: len(list((app.results / job_id).iterdir())) for job_id in ids}
+    assert stored == dict.fromkeys(ids, 1)
+
+
+def picture_job(url, job_id):
+    """The job, or None while nobody answers."""
+    try:
+        response = httpx.get(f"{url}/v1/images/jobs/{job_id}", timeout=30)
+    except httpx.HTTPError:
+        return None
+    return response.json() if response.status_code == 200 else None
+
+
+def count(url, ids, status):
+    jobs = [picture_job(url, job_id) for job_id in ids]
+    return sum(job is not None and job["status"] == status for job in jobs)
 
 
 @pytest.mark.full
