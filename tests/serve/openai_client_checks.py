@@ -7,6 +7,7 @@ import asyncio
 import base64
 import io
 import sys
+import time
 
 import av
 import openai
@@ -34,6 +35,14 @@ def check_stream(client: openai.OpenAI, expected: str) -> None:
     previews = [event for event in events if event.type == "image_generation.partial_image"]
     assert [event.partial_image_index for event in previews] == [0, 1]
     assert (events[-1].type, events[-1].b64_json) == ("image_generation.completed", expected)
+
+
+def check_retry(client: openai.OpenAI) -> None:
+    """The same POST again, as a client sends it that heard no answer: no other seed is drawn, nothing is made twice."""
+    once = {"prompt": "a red circle", "extra_body": {"num_inference_steps": 2}}
+    headers = {"Idempotency-Key": f"picture of {openai.__version__} {time.time_ns()}"}
+    first, second = (client.images.generate(**once, extra_headers=headers) for _ in range(2))
+    assert (first.data[0].seed, first.data[0].b64_json) == (second.data[0].seed, second.data[0].b64_json)
 
 
 def check_videos(client: openai.OpenAI) -> None:
@@ -87,6 +96,7 @@ def main() -> None:
         assert [model.id for model in client.models.list()] == ["shapes"]
         picture = check_pictures(client)
         check_stream(client, picture)
+        check_retry(client)
         check_videos(client)
         check_errors(client)
         check_edit(client)

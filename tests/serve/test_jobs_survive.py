@@ -12,6 +12,7 @@ import pytest
 from tests.serve.conftest import SHAPES
 from tests.serve.processes import wait_until
 from tests.serve.test_failures import command_line, rank_pids
+from tests.tools.private_postgres import private_postgres
 from tests.unit.deployments.test_http_api import LIMITS
 
 NUM_JOBS = 20
@@ -116,6 +117,34 @@ def test_twenty_jobs_are_all_made_and_stored_once_whoever_is_killed(app, victim)
         assert [item["b64_json"] for item in job["data"]] == [expected], "the same seed, the same picture"
     stored = {job_id: len(list((app.results / job_id).iterdir())) for job_id in ids}
     assert stored == dict.fromkeys(ids, 1)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(400)
+def test_ingress_replicas_on_postgres_take_over_from_one_that_is_killed(run_heliograph, tmp_path):
+    with private_postgres() as database:
+        args = {
+            "checkpoint": str(SHAPES), "plan": {"device": "cpu", "num_ranks": 1, "cpus_per_rank": 1},
+            "state": {"database": database, "storage": str(tmp_path / "results")}, "jobs": {"lease_s": 3.0},
+        }  # fmt: skip
+        config = tmp_path / "config.yaml"
+        config.write_text(json.dumps({"applications": [{"import_path": "deployments.app:build_app", "args": args}]}))
+        command = run_heliograph("serve", config, "--port", "0")
+        command.wait_for_line("Ctrl-C stops it", timeout_s=150)
+        url = re.search(r"http://127\.0\.0\.1:\d+", command.stderr)[0]
+        body = {**PICTURE, "background_job": True}
+        ids = [httpx.post(f"{url}/v1/images/generations", json=body, timeout=30).json()["id"] for _ in range(10)]
+        wait_until(lambda: count(url, ids, "completed") >= 1, "the first job", timeout_s=100)
+        replicas = [
+            p for p in command.left_over() if command_line(p).startswith("ray::ServeReplica:heliograph:Ingress")
+        ]
+        assert len(replicas) == 2
+        replicas[0].kill()
+        wait_until(lambda: count(url, ids, "completed") == len(ids), "all jobs", timeout_s=200)
+        stored = {job_id: len(list((tmp_path / "results" / job_id).iterdir())) for job_id in ids}
+        assert stored == dict.fromkeys(ids, 1)
+        command.interrupt()
+        assert command.wait(timeout_s=60) == 130
 
 
 def picture_job(url, job_id):
