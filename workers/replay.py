@@ -1,17 +1,19 @@
 """Lets a second run of a pipeline's code pass without the work of its encoders and denoisers.
 
 While a call records, the structure of each component call's result is noted; while it is replayed, a call of that
-component with arguments of those shapes gets zeros of that structure at once. No value is kept, so nothing is held in
-memory, and no rank but this one is asked.
+component gets zeros of that structure at once: of the call with arguments of the same shapes, if there was one. No
+value is kept, so nothing is held in memory, and no rank but this one is asked.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
+
+from workers.component_call import num_batch_rows
 
 
 class CannotReplayError(Exception):
@@ -74,7 +76,7 @@ class Replay:
         def call(*args: Any, **kwargs: Any) -> Any:
             if self._state == "off":
                 return inner(*args, **kwargs)
-            key = (name, *_shapes((args, kwargs)))
+            key = (name, num_batch_rows(args, kwargs), *_shapes((args, kwargs)))
             if self._state == "recording":
                 result = inner(*args, **kwargs)
                 if key not in self._results:
@@ -82,11 +84,34 @@ class Replay:
                 return result
             if key in self._results:
                 return tree_map(_filled, self._results[key])
-            if name in self._costly:
-                raise CannotReplayError(f"{name} is called with other shapes than before")
-            return inner(*args, **kwargs)
+            if name not in self._costly:
+                return inner(*args, **kwargs)
+            return tree_map(_filled, self._like_another(name, num_batch_rows(args, kwargs)))
 
         return call
+
+    def _like_another(self, name: str, num_rows: int) -> Any:
+        """The structure of a call that has not been seen: a later step has other branches, thus another batch."""
+        for (known, known_rows, *_), result in self._results.items():
+            if known == name:
+                return _with_rows(result, known_rows, num_rows)
+        raise CannotReplayError(f"{name} has not been called before")
+
+
+def _with_rows(result: Any, known_rows: int, num_rows: int) -> Any:
+    """Blanks with another batch: as dimension 0, or as a list with an entry a row."""
+
+    def is_batch(node: Any) -> bool:
+        return isinstance(node, list) and len(node) == known_rows and all(isinstance(each, _Blank) for each in node)
+
+    def change(node: Any) -> Any:
+        if isinstance(node, list):
+            return [node[index % known_rows] for index in range(num_rows)]
+        if isinstance(node, _Blank) and node.shape[:1] == (known_rows,):
+            return replace(node, shape=torch.Size((num_rows, *node.shape[1:])))
+        return node
+
+    return tree_map(change, result, is_leaf=is_batch)
 
 
 def _shapes(arguments: Any) -> Iterator[torch.Size]:
