@@ -16,6 +16,7 @@ import io
 import json
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -324,8 +325,11 @@ class _Server:
         data = None if body is None else json.dumps(body).encode()
         headers = self._headers | ({} if data is None else {"Content-Type": "application/json"})
         request = urllib.request.Request(f"{self._url}/{path}", data=data, headers=headers)
-        with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
-            content: bytes = response.read()
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
+                content: bytes = response.read()
+        except urllib.error.HTTPError as error:
+            raise SystemExit(f"{path}: {error}: {error.read().decode(errors='replace')[:1000]}") from error
         return content
 
 

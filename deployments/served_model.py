@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from deployments.admission import Admission
 from deployments.errors import BadRequestError, GenerationError, GroupsDiedError, RequestTimeoutError, UnavailableError
-from deployments.group_client import GroupClient, GroupEvent
+from deployments.group_client import GeneratedMedia, GroupClient, GroupEvent
 from deployments.metrics import RequestMeter
 from deployments.pipeline_call import check_call, check_limits
 from deployments.poison import PoisonMemory, fingerprint

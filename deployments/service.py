@@ -182,7 +182,7 @@ class Service:
                         return Health(status="busy", detail="no group is up: the next request starts one")
                     return Health(status="unavailable", detail="no group is up yet")
                 probe = await model.group.probe(timeout_s=timeout_s)
-                if probe == "unreached" and await model.group.num_running() == 0:
+                if probe == "unreached" and (await model.group.status()).num_running == 0:
                     # It had died, and Serve had not found out when it was asked first.
                     return Health(status="unavailable", detail="no group is up any more")
         except TimeoutError:

@@ -204,12 +204,8 @@ async def test_previews_are_events_of_openais_names_before_each_picture(tmp_path
     frames = [frame.split("\n") for frame in response.text.split("\n\n") if "partial_image\n" in frame]
     assert {name for name, _ in frames} == {f"event: {kind}.partial_image"}
     events = [json.loads(data.removeprefix("data: ")) for _, data in frames]
-    assert [(event["image_index"], event["partial_image_index"]) for event in events] == [
-        (0, 0),
-        (0, 1),
-        (1, 0),
-        (1, 1),
-    ]
+    places = [(event["image_index"], event["partial_image_index"]) for event in events]
+    assert places == [(0, 0), (0, 1), (1, 0), (1, 1)]
     shown = {"b64_json": "cHJldmlldw==", "size": "32x32", "output_format": "webp", "background": "opaque"}
     assert {name: events[0][name] for name in shown} == shown
     assert events[0]["type"] == f"{kind}.partial_image"

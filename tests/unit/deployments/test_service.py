@@ -100,10 +100,10 @@ async def test_health_is_not_busy_when_the_group_that_could_not_be_reached_turns
     groups.probe_answer = "unreached"
     known = iter([1, 0])  # Serve finds out while the group is asked
 
-    async def num_running():
-        return next(known)
+    async def status():
+        return GroupsStatus(next(known), may_be_none=False)
 
-    groups.num_running = num_running
+    groups.status = status
     assert (await make_service(groups).health()).status == "unavailable"
 
 
