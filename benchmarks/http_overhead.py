@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], choices=(1, 2))
     parser.add_argument("--steps", type=int, default=8, help="denoising steps a picture")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of load, for each arm and concurrency")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of load, for each arm and concurrency")
     parser.add_argument("--concurrency", type=int, default=16, help="clients at saturation")
     parser.add_argument("--folder", type=Path, help="where the figures are kept (default: benchmarks/results)")
     options = parser.parse_args(arguments)
@@ -197,7 +197,8 @@ async def _load_over_http(load: Load, url: str) -> dict[int, Figures]:
     async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, limits=limits) as client:
 
         async def ask() -> None:
-            (await client.post("/v1/images/generations", json=load.body)).raise_for_status()
+            answer = await client.post("/v1/images/generations", json=load.body)
+            assert answer.status_code == 200, answer.text
 
         return await _run_load(load, ask)
 

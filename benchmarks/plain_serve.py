@@ -2,6 +2,7 @@
 
 import base64
 import io
+import threading
 from typing import Any
 
 import torch
@@ -30,21 +31,23 @@ class PlainModel:
         torch.set_num_threads(num_threads)
         self._pipeline = DiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
         self._pipeline.set_progress_bar_config(disable=True)
+        self._lock = threading.Lock()  # its scheduler keeps the state of one call
 
     def generate(self, request: PictureRequest, size: tuple[int, int]) -> bytes:
         """The first frame as a PNG file."""
         from PIL import Image
 
-        frames = self._pipeline(
-            prompt=request.prompt,
-            num_inference_steps=request.num_inference_steps,
-            guidance_scale=request.guidance_scale,
-            width=size[0],
-            height=size[1],
-            num_frames=1,
-            generator=torch.Generator("cpu").manual_seed(request.seed),
-            output_type="np",
-        ).frames
+        with self._lock:
+            frames = self._pipeline(
+                prompt=request.prompt,
+                num_inference_steps=request.num_inference_steps,
+                guidance_scale=request.guidance_scale,
+                width=size[0],
+                height=size[1],
+                num_frames=1,
+                generator=torch.Generator("cpu").manual_seed(request.seed),
+                output_type="np",
+            ).frames
         buffer = io.BytesIO()
         Image.fromarray((frames[0][0] * 255).round().astype("uint8")).save(buffer, format="PNG", compress_level=4)
         return buffer.getvalue()
