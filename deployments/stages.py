@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _NAMESPACE = "heliograph"
 _PREFIX = "stage/"
 _SERVE_NAMESPACE = "serve"
-WAITING = "waiting for nodes"
+_GROUP = "Group"  # how deployments of groups begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,8 @@ def describe_deployment(app: str, deployment: str, state: Any, stages: Iterable[
     counts = {str(getattr(key, "value", key)): number for key, number in state.replica_states.items()}
     texts = [stage.text for stage in stages if (stage.app, stage.deployment) == (app, deployment)]
     num_unheard = counts.get("STARTING", 0) - len(texts)
-    starting = Counter(texts) + Counter({WAITING: max(num_unheard, 0)})
+    unheard = "waiting for nodes" if deployment.startswith(_GROUP) else "starting"  # only groups say more
+    starting = Counter(texts) + Counter({unheard: max(num_unheard, 0)})
     parts = [f"{counts['RUNNING']} ready"] if counts.get("RUNNING") else []
     parts += [f"{number} {text}" for text, number in starting.items()]
     parts += [f"{counts['STOPPING']} stopping"] if counts.get("STOPPING") else []

@@ -39,6 +39,8 @@ def test_groups_come_with_waiting_work_and_go_without_it(run_heliograph, tmp_pat
     body = {"prompt": "a red circle", "seed": 1, "num_inference_steps": 2}
     assert httpx.post(f"{url}/v1/images/generations", json=body, timeout=200).status_code == 200
     wait_until(lambda: not set(groups()) - before, "no group again", timeout_s=200)
+    command.interrupt()
+    assert command.wait(timeout_s=60) == 130, command.stderr
 
 
 def groups():

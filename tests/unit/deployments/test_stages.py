@@ -39,6 +39,11 @@ def test_each_group_is_where_it_says_and_one_that_says_nothing_waits_for_nodes()
     ]
 
 
+def test_ingress_replicas_need_no_nodes_of_their_own():
+    lines = describe_app("wan", app(Ingress=deployment(STARTING=2)), [])
+    assert lines == ["wan: DEPLOYING", "  Ingress: 2 starting"]
+
+
 def test_app_that_runs_is_ready_also_without_groups():
     assert describe_app("wan", app(status="RUNNING", Group=deployment()), []) == ["wan: ready", "  Group: none"]
 
