@@ -45,8 +45,7 @@ _EMPTY_LISTS = (
     "head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands",
 )  # fmt: skip
 _IDLE_MINUTES = 0.25
-_NODE_CPUS = 3
-_MEMORY = {"memory": 2 * 2**30}
+_NODE = {"CPU": 3, "memory": 4 * 2**30}
 _NUM_STEPS = 60
 _ENVIRONMENT = {
     "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_AUTH_MODE": "token",
@@ -67,14 +66,14 @@ class Sample:
     num_unfinished: int
 
 
-def cluster_document(address: str, *, max_nodes: int, memory: dict[str, int]) -> dict[str, Any]:
-    """A file for Ray's autoscaler: a head without room for a group, and nodes for one each. The planner must know the
-    nodes' memory, the fake provider does not take it; new nodes join at `address`, whatever the head listens on."""
+def cluster_document(address: str, *, max_nodes: int) -> dict[str, Any]:
+    """A file for Ray's autoscaler: a head without room for a group, and nodes for one each, which join at `address`."""
     return {
         "cluster_name": "fake_multinode",
         "max_workers": max_nodes,
         "provider": {
-            "type": "fake_multinode",
+            "type": "external",
+            "module": "benchmarks.fake_nodes.FakeNodes",
             "use_node_id_as_ip": True,
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
@@ -88,9 +87,9 @@ def cluster_document(address: str, *, max_nodes: int, memory: dict[str, int]) ->
         "auth": {},
         "head_node_type": "ray.head.default",
         "available_node_types": {
-            "ray.head.default": {"resources": {"CPU": 1, **memory}, "node_config": {}, "max_workers": 0},
+            "ray.head.default": {"resources": {"CPU": 1, "memory": 2**30}, "node_config": {}, "max_workers": 0},
             "group": {
-                "resources": {"CPU": _NODE_CPUS, **memory},
+                "resources": _NODE,
                 "node_config": {},
                 "min_workers": 0,
                 "max_workers": max_nodes,
@@ -162,15 +161,13 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hg", dir="/tmp") as name:  # short: sockets lie in it
         folder = Path(name)
-        for_ray, for_planner = folder / "ray.json", folder / "planner.json"
         gcs_port = find_port(HOST, 0)
         address = f"{ray.util.get_node_ip_address()}:{gcs_port}"
-        for file, memory in ((for_ray, {}), (for_planner, _MEMORY)):
-            document = cluster_document(address, max_nodes=options.max_nodes, memory=memory)
-            file.write_text(json.dumps(document))
-        with autoscaled_ray(folder, for_ray, port=gcs_port):
+        file = folder / "cluster.json"
+        file.write_text(json.dumps(cluster_document(address, max_nodes=options.max_nodes)))
+        with autoscaled_ray(folder, file, port=gcs_port):
             scaling = {**_SCALING, "max_replicas": options.max_nodes}
-            settings = make_settings(folder, autoscaling=scaling, cluster_file=str(for_planner))
+            settings = make_settings(folder, autoscaling=scaling, cluster_file=str(file))
             port = find_port(HOST, 0)
             serve.start(http_options={"host": HOST, "port": port, "location": "HeadOnly"})
             deploy(settings)
