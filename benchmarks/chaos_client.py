@@ -18,7 +18,7 @@ from typing import Any, Literal
 import httpx
 
 MAX_TRIES = 3
-ANSWER_TIMEOUT_S = 150.0
+ANSWER_TIMEOUT_S = 300.0
 _FIRST_PAUSE_S = 0.5
 _POLL_S = 0.25
 _SEND_AGAIN = ("unavailable", "storage_unavailable", "still_running")  # codes without `x-should-retry: false`

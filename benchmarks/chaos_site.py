@@ -67,7 +67,7 @@ def make_settings(folder: Path, **values: Any) -> AppSettings:
             "limits": {"max_steps": 1000, "max_pixels": 2**60, "max_frames": 2**20},
             "max_queued_requests": MAX_QUEUED,
             "step_deadline_floor_s": 10.0,
-            "request_timeout_s": 140.0,
+            "request_timeout_s": 280.0,
             "jobs": {"lease_s": 3.0},
             "state": {"folder": str(folder)},
             **values,
