@@ -51,5 +51,6 @@ def register(memory: HostMap, *, address: int) -> None:
 
 def _forget_last_error() -> None:
     """CUDA keeps the code of a refused call, and PyTorch's next kernel would raise it as its own."""
-    with contextlib.suppress(RuntimeError):
-        torch.zeros(1, device="cuda")
+    if cuda.is_available():
+        with contextlib.suppress(RuntimeError):
+            torch.zeros(1, device="cuda")
