@@ -17,7 +17,6 @@ _FACTS = {
     "rollover_s": "rolled over",
     "free_s": "next answer",
     "num_deaths": "deaths",
-    "same_processes": "same processes",
     "refused_p99_s": "refused p99",
     "accepted_p99_s": "accepted p99",
     "queueing_s": "a full queue alone",
