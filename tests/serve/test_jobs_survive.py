@@ -125,7 +125,7 @@ def test_ingress_replicas_on_postgres_take_over_from_one_that_is_killed(run_heli
     with private_postgres() as database:
         args = {
             "checkpoint": str(SHAPES), "plan": {"device": "cpu", "num_ranks": 1, "cpus_per_rank": 1},
-            "state": {"database": database, "storage": str(tmp_path / "results")}, "jobs": {"lease_s": 3.0},
+            "state": {"database": database.url, "storage": str(tmp_path / "results")}, "jobs": {"lease_s": 3.0},
         }  # fmt: skip
         config = tmp_path / "config.yaml"
         config.write_text(json.dumps({"applications": [{"import_path": "deployments.app:build_app", "args": args}]}))
