@@ -298,10 +298,13 @@ def test_host_budget_is_kept() -> None:
 
 
 def test_failure_to_pin_is_an_error_not_a_slow_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    from workers import stream_engine
+    from workers import host_map
 
     class Refusing:
         unregistered = 0
+
+        def is_available(self) -> bool:
+            return False
 
         def cudart(self) -> "Refusing":
             return self
@@ -312,7 +315,7 @@ def test_failure_to_pin_is_an_error_not_a_slow_path(monkeypatch: pytest.MonkeyPa
         def cudaHostUnregister(self, _pointer: int) -> None:  # noqa: N802
             self.unregistered += 1
 
-    monkeypatch.setattr(stream_engine, "cuda", Refusing())
+    monkeypatch.setattr(host_map, "cuda", Refusing())
     with pytest.raises(HostMemoryError, match=r"cannot pin .*CUDA error 2"):
         apply_streaming(Mixed(), device=CPU, host=HostMemory(pin=True), engine=CpuEngine())
 
