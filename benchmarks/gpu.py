@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu [--only NAME ...] [--small] [--repeats N] [--limit-s SECONDS]
 
-Longest: end_to_end (about 7 minutes on one H100), streaming (4), limited_gpu (5). Each fits 78 GiB of GPU memory, and,
-end_to_end and limited_gpu, about 100 GiB of host memory.
+The longest are end_to_end, limited_gpu and streaming (more than 4 minutes on one H100): give each a run of its own. They
+are sized for 78 GiB of GPU memory and about 100 GiB of host memory.
 """
 
 import argparse
@@ -13,10 +13,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from benchmarks.measuring import add_options
-from benchmarks.record import RESULTS
+from benchmarks.record import RESULTS, print_table
 
 NAMES = (
     "norms_saving",
@@ -44,19 +43,8 @@ def main() -> int:
         print(f"\n== {name}: {outcome}", flush=True)
         file = folder / f"{name}.json"
         if outcome == "done" and file.is_file():
-            _print_rows(json.loads(file.read_text())["rows"])
+            print_table(json.loads(file.read_text())["rows"])
     return sum(outcome != "done" for outcome in outcomes.values())
-
-
-def _print_rows(rows: list[dict[str, Any]]) -> None:
-    cells = [list(rows[0]), *([_text(row[column]) for column in rows[0]] for row in rows)]
-    widths = [max(len(line[index]) for line in cells) for index in range(len(cells[0]))]
-    for line in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _run(name: str, options: argparse.Namespace, left_s: float) -> str:

@@ -30,7 +30,7 @@ def hardware() -> dict[str, Any]:
 def keep(name: str, rows: list[dict[str, Any]], *, folder: Path | None = None) -> None:
     """Writes `NAME.json` (into `$OUT` if that is set) and prints the rows."""
     write(name, rows, folder=folder)
-    _print_table(rows)
+    print_table(rows)
 
 
 def write(name: str, rows: list[dict[str, Any]], *, folder: Path | None = None) -> None:
@@ -53,10 +53,11 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     """A table for each `section` of the rows, with the columns that it has."""
     for section in dict.fromkeys(row["section"] for row in rows):
         print(f"\n== {section}")
-        _print_table([{key: row[key] for key in row if key != "section"} for row in rows if row["section"] == section])
+        print_table([{key: row[key] for key in row if key != "section"} for row in rows if row["section"] == section])
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """One table with the columns of all rows."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     print(" | ".join(columns))
     for row in rows:
