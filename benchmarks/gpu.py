@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu [--only NAME ...] [--small] [--repeats N] [--limit-s SECONDS]
 
-The longest are end_to_end, limited_gpu and streaming (more than 4 minutes on one H100): give each a run of its own. They
+The longest are end_to_end, limited_gpu and streaming (over 4 minutes on one H100): give each a run of its own. They
 are sized for 78 GiB of GPU memory and about 100 GiB of host memory.
 """
 
