@@ -3,9 +3,9 @@
     python -m benchmarks.predicted_against_measured [--dry-run] [--case NAME ...]
 
 Each case is a checkpoint without its text encoders: real classes and shapes, random weights made on the machine. It is
-planned for, its denoisers are placed as the plan says, called at the planned shape, and their latents decoded. Peaks
-are of allocated device memory, seconds the median call. Then the same plan is made again with the measurement, and
-once more with the measurements of the other cases of that checkpoint only.
+planned for uncompiled, its denoisers are placed as the plan says, called at the planned shape, and their latents
+decoded. Peaks are of allocated device memory, seconds the median call. Then the same plan is made again with the
+measurement, and once more with the measurements of the other cases of that checkpoint only.
 
 Needs one H100 with 80 GB, torch, diffusers, transformers, accelerate and safetensors; no Ray. `--dry-run` runs tiny
 models of the same classes on the CPU: the whole way, without figures that mean anything.
@@ -32,7 +32,7 @@ from planner.checkpoint import Checkpoint, read_checkpoint
 from planner.cluster import Cluster, cluster_from_flags
 from planner.costs import resolve_workload, rows_per_call
 from planner.measurements import Measurement, measurement_key
-from planner.plan import ComponentKind, ComponentPlan, Plan, PlanRequest, Residency, ResidencyChoice
+from planner.plan import Compilation, ComponentKind, ComponentPlan, Plan, PlanRequest, Residency, ResidencyChoice
 from planner.search import plan_group
 from tests.tools.skeletons import SKELETONS, Parts, write_parts
 from workers.stream_offload import OffloadGroup, apply_offload
@@ -60,7 +60,8 @@ class Case:
         for name, text in self.residency.items():
             kind, _, k = text.partition(":")
             choices[name] = ResidencyChoice(residency=Residency(kind), num_resident_blocks=int(k) if k else None)
-        return PlanRequest(num_ranks=1, residency=choices, **(shape or self.shape))  # type: ignore[arg-type]
+        sizes: dict[str, Any] = dict(shape or self.shape)
+        return PlanRequest(num_ranks=1, residency=choices, compile=Compilation.NONE, **sizes)
 
 
 CASES = (

@@ -66,7 +66,7 @@ def compare_measurements(
             continue
         degrees = Degrees(key.num_ranks, key.cfg_degree, key.sequence_degree, key.fsdp_degree, "measured")
         gpu = find_gpu(key.gpu_type) if key.gpu_type else None
-        setting = Setting(checkpoint, workload, degrees, dtype, device, gpu, key.num_ranks)
+        setting = Setting(checkpoint, workload, degrees, dtype, device, gpu, key.num_ranks, key.compile)
         placements = _measured_placements(measurement, checkpoint)
         if placements is None:
             continue

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.checkpoint import Checkpoint, Component
+from planner.decoding import decode_bytes_per_pixel, top_channels
 from planner.hardware import Gpu
 from planner.plan import ComponentKind, PlanRequest
 from planner.weights import DTYPE_BYTES
@@ -17,10 +18,15 @@ HIDDEN_COPIES = 8.8
 
 Wan 14B, 81 frames 480p, resident: 30.2 GiB peak less 26.6 GiB of weights is 11.5 tensors of (32,760, 5,120) bf16, of
 which its feed-forward (13,824 wide) is 2.7 (measured on one H100)."""
-ELEMENTWISE_COPIES = 89.0
-"""Hidden states read or written a block by norms, modulations, rotary embeddings and casts (fitted, see `hardware`)."""
-DECODE_COPIES = 4.0
-"""Full-resolution feature maps alive at the decoder's last level: input, norm, convolution's input and output."""
+ELEMENTWISE_COPIES, COMPILED_ELEMENTWISE_COPIES = 145.0, 58.0
+"""Hidden states read or written a block by norms, modulations, rotary embeddings and casts; fewer where the block is
+compiled (fitted, see `hardware`)."""
+UNET_RATE = 0.37
+"""Share of the matrix rate that a UNet reaches: convolutions in a contiguous layout, and what lies between them (SDXL,
+1024 x 1024, two rows, eager: 73 ms on one H100)."""
+DECODE_COPIES = 5.0
+"""Feature maps alive where a decoder widens to full resolution, of twice the last level's channels: norm, convolution's
+input and output, and cuDNN's copies of both (counted for AutoencoderKL: 2,435 bytes a pixel at 128 channels)."""
 VIDEO_CHUNK_FRAMES = 4
 """Frames that causal video autoencoders decode at once (one latent frame)."""
 MAX_LEVELS = 16
@@ -49,8 +55,8 @@ def resolve_workload(checkpoint: Checkpoint, request: PlanRequest) -> Workload:
     denoiser = main_denoiser(checkpoint)
     config = denoiser.config if denoiser else {}
     spatial, _ = _compression(checkpoint)
-    sample = config.get("sample_size")
-    native = sample * spatial if isinstance(sample, int) and sample * spatial <= 2048 else 1024
+    native = _integer(config, "sample_size", default=0) * spatial
+    native = native if 0 < native <= 2048 else 1024
     is_video = is_video_checkpoint(checkpoint)
     return Workload(
         width=request.width or defaults.width or (832 if is_video else native),
@@ -130,29 +136,34 @@ class Work:
     elementwise_bytes: float
 
 
-def denoiser_work(component: Component, checkpoint: Checkpoint, workload: Workload) -> Work:
+def denoiser_work(
+    component: Component, checkpoint: Checkpoint, workload: Workload, *, is_compiled: bool = False
+) -> Work:
     """Counts a call of one branch, in 16 bits.
 
-    Products: 2 a parameter and token. Attention: 4 x tokens^2 x hidden a block (query x key, weights x value).
-    Elementwise: `ELEMENTWISE_COPIES` hidden states a block.
+    Products: 2 a parameter and token that it sees. Attention: 4 x tokens^2 x hidden a block (query x key, weights x
+    value). Elementwise: `ELEMENTWISE_COPIES` hidden states a block.
     """
     image_tokens = denoiser_tokens(component, checkpoint, workload)
     batch = workload.batch_size
     if _is_unet(component):
         # A level's resolution halves: parameters concentrate where a quarter or a sixteenth of the positions are left.
         latent = image_tokens_of_unet(checkpoint, workload)
-        return Work(2.0 * component.num_parameters * latent / 8 * batch, 0.0, 0.0)
+        return Work(2.0 * component.num_parameters * latent / 8 * batch / UNET_RATE, 0.0, 0.0)
     tokens = image_tokens + (DEFAULT_TEXT_TOKENS if _is_joint(component) else 0)
     blocks = len(component.blocks) or 1
     hidden = _hidden(component.config)
-    parameters: float = sum(block.tally.num_parameters for block in component.blocks) or component.num_parameters
-    if _has_two_streams(component):
-        # Half of a two-stream block's weights see the prompt's tokens, half the picture's.
-        parameters = parameters * (image_tokens + DEFAULT_TEXT_TOKENS) / (2 * tokens)
+    # Of a block with two streams half the weights see the prompt's tokens, half the picture's.
+    tokens_of_half = (image_tokens + DEFAULT_TEXT_TOKENS) / 2
+    products = 0.0
+    for block in component.blocks:
+        seen = tokens_of_half if _has_two_streams(component, block.name) else tokens
+        products += (block.tally.num_parameters - block.tally.num_modulation) * seen
     # Sana's attention is linear in the tokens, its products are counted with the parameters.
     attention = 0.0 if component.class_name.startswith("Sana") else 4.0 * tokens * tokens * hidden * blocks
-    elementwise = ELEMENTWISE_COPIES * tokens * hidden * DTYPE_BYTES["bfloat16"] * blocks
-    return Work(2.0 * parameters * tokens * batch, attention * batch, elementwise * batch)
+    copies = COMPILED_ELEMENTWISE_COPIES if is_compiled else ELEMENTWISE_COPIES
+    elementwise = copies * tokens * hidden * DTYPE_BYTES["bfloat16"] * blocks
+    return Work(2.0 * (products or component.num_parameters * tokens) * batch, attention * batch, elementwise * batch)
 
 
 def hidden_size(component: Component) -> int:
@@ -167,14 +178,17 @@ def image_tokens_of_unet(checkpoint: Checkpoint, workload: Workload) -> int:
 
 
 def decode_workspace_bytes(component: Component, workload: Workload, *, dtype: str) -> int:
-    """Peak bytes besides weights of the autoencoder's decoder, at full resolution, for one latent of the batch."""
-    config = component.config
-    widths = _widths(config)
-    base = config.get("base_dim") or config.get("decoder_base_dim")
-    channels = widths[1] if len(widths) > 1 else (widths[0] if widths else 2 * base if isinstance(base, int) else 128)
-    frames = min(workload.num_frames, VIDEO_CHUNK_FRAMES)
+    """Peak bytes besides weights of the autoencoder's decoder, at full resolution, for all latents of the batch.
+
+    As counted for its class (`decoding`); elsewhere a few feature maps of its last level, and the pixels.
+    """
     pixels = workload.width * workload.height
-    chunk = DECODE_COPIES * channels * pixels * frames * DTYPE_BYTES[dtype]
+    counted = decode_bytes_per_pixel(component.class_name, component.config, num_frames=workload.num_frames)
+    if counted is not None:
+        return int(counted * pixels * DTYPE_BYTES[dtype] / 2) * workload.batch_size
+    channels = top_channels(component.config) or 128
+    frames = min(workload.num_frames, VIDEO_CHUNK_FRAMES)
+    chunk = DECODE_COPIES * 2 * channels * pixels * frames * DTYPE_BYTES[dtype]
     output = 2 * 3 * pixels * workload.num_frames * 4
     return int(chunk + output) * workload.batch_size
 
@@ -281,8 +295,9 @@ def _is_joint(component: Component) -> bool:
     return not component.class_name.startswith(("Wan", "LTX", "Sana", "PixArt", "SkyReels"))
 
 
-def _has_two_streams(component: Component) -> bool:
-    return component.class_name.startswith(("QwenImage", "SD3", "HunyuanVideo"))
+def _has_two_streams(component: Component, block: str) -> bool:
+    is_of_family = component.class_name.startswith(("QwenImage", "SD3", "HunyuanVideo", "Flux", "Chroma"))
+    return is_of_family and block.startswith("transformer_blocks.")
 
 
 def _widths(config: Mapping[str, Any]) -> list[int]:

@@ -78,6 +78,7 @@ class Site:
         on_gpus = context.device == "cuda"
         capacity = node.gpu_memory_bytes if on_gpus else 0
         self.gpu_capacity_bytes = capacity // degrees.num_ranks if context.request.share_gpu else capacity
+        self.execution = choose_execution(context.request, device=context.device, sequence_degree=degrees.sequence)
         self.setting = Setting(
             checkpoint=context.checkpoint,
             workload=context.workload,
@@ -86,8 +87,8 @@ class Site:
             device=context.device,
             gpu=find_gpu(node.gpu_type) if node.gpu_type and on_gpus else None,
             ranks_per_node=ranks_per_node(degrees, node, context),
+            compile=self.execution.compile,
         )
-        self.execution = choose_execution(context.request, device=context.device, sequence_degree=degrees.sequence)
         self.calibration = Calibration(
             context.comparisons, gpu_type=node.gpu_type if on_gpus else None, execution=self.execution
         )

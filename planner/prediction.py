@@ -7,6 +7,7 @@ from planner.costs import Workload
 from planner.degrees import Degrees
 from planner.hardware import Gpu
 from planner.memory import Moments, Placement, device_peaks, trace_memory, workspace_bytes
+from planner.plan import Compilation
 from planner.times import Times, compute_seconds, predict_times
 
 
@@ -19,6 +20,7 @@ class Setting:
         device: `cpu` or `cuda`.
         gpu: the ranks' GPU; None on CPUs and where its rates are not known.
         ranks_per_node: ranks that one node can hold.
+        compile: what is compiled of the denoisers.
     """
 
     checkpoint: Checkpoint
@@ -28,6 +30,7 @@ class Setting:
     device: str
     gpu: Gpu | None
     ranks_per_node: int
+    compile: Compilation
     _workspaces: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
     _seconds: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
 
@@ -81,6 +84,12 @@ class Setting:
         found = self._seconds.get(component.name)
         if found is None:
             found = self._seconds[component.name] = compute_seconds(
-                component, self.checkpoint, self.workload, self.degrees, self.gpu, spans_nodes=self.spans_nodes
+                component,
+                self.checkpoint,
+                self.workload,
+                self.degrees,
+                self.gpu,
+                spans_nodes=self.spans_nodes,
+                is_compiled=self.compile is not Compilation.NONE,
             )
         return found

@@ -106,10 +106,10 @@ def predict_times(
 
 def compute_seconds(
     component: Component, checkpoint: Checkpoint, workload: Workload, degrees: Degrees, gpu: Gpu | None,
-    *, spans_nodes: bool,
+    *, spans_nodes: bool, is_compiled: bool,
 ) -> float:  # fmt: skip
     """Seconds that one call of a component computes and exchanges tokens, wherever its weights lie."""
-    computed = _compute_seconds(component, checkpoint, workload, degrees, gpu or _UNKNOWN)
+    computed = _compute_seconds(component, checkpoint, workload, degrees, gpu or _UNKNOWN, is_compiled=is_compiled)
     link_gb_s = _link_gb_s(spans_nodes=spans_nodes)
     return computed + exchange_seconds(component, checkpoint, workload, degree=degrees.sequence, link_gb_s=link_gb_s)
 
@@ -119,10 +119,11 @@ def _link_gb_s(*, spans_nodes: bool) -> float:
 
 
 def _compute_seconds(
-    component: Component, checkpoint: Checkpoint, workload: Workload, degrees: Degrees, gpu: Gpu
+    component: Component, checkpoint: Checkpoint, workload: Workload, degrees: Degrees, gpu: Gpu, *, is_compiled: bool
 ) -> float:
     if component.kind is ComponentKind.DENOISER:
-        return call_seconds(denoiser_work(component, checkpoint, workload), gpu) / degrees.sequence
+        work = denoiser_work(component, checkpoint, workload, is_compiled=is_compiled)
+        return call_seconds(work, gpu) / degrees.sequence
     if component.kind in {ComponentKind.TEXT_ENCODER, ComponentKind.IMAGE_ENCODER}:
         # Two prompts (the negative one too) of 512 tokens.
         return call_seconds(Work(2.0 * component.num_parameters * 2 * 512 * workload.batch_size, 0.0, 0.0), gpu)

@@ -22,6 +22,7 @@ class WeightTally:
         num_kept_float16: elements that stay float32 where the plan's dtype is float16.
         num_kept_bfloat16: elements that stay float32 where it is bfloat16.
         fixed_bytes: bytes of tensors that keep their dtype (integers, 8-bit floats).
+        num_modulation: elements of layers that see one vector a call (the timestep's), not every token.
     """
 
     payload_bytes: int = 0
@@ -30,6 +31,7 @@ class WeightTally:
     num_kept_float16: int = 0
     num_kept_bfloat16: int = 0
     fixed_bytes: int = 0
+    num_modulation: int = 0
 
     def __add__(self, other: "WeightTally") -> "WeightTally":
         return WeightTally(
@@ -39,6 +41,7 @@ class WeightTally:
             self.num_kept_float16 + other.num_kept_float16,
             self.num_kept_bfloat16 + other.num_kept_bfloat16,
             self.fixed_bytes + other.fixed_bytes,
+            self.num_modulation + other.num_modulation,
         )
 
     def placed_bytes(self, dtype: str) -> int:
@@ -96,6 +99,7 @@ def group_weights(
             block_depth=_block_depth(template, rule),
             kept_float16=not float16_parts.isdisjoint(template.split(".")),
             kept_bfloat16=not bfloat16_parts.isdisjoint(template.split(".")),
+            is_modulation=_is_modulation(template),
         )
         for template in dict.fromkeys(templates)
     }
@@ -121,11 +125,13 @@ class _Traits(NamedTuple):
         block_depth: parts of the name that name its block; 0 outside the blocks.
         kept_float16: it stays float32 where the plan's dtype is float16.
         kept_bfloat16: it stays float32 where it is bfloat16.
+        is_modulation: it is of a layer that turns the timestep's embedding into scales, shifts and gates.
     """
 
     block_depth: int
     kept_float16: bool
     kept_bfloat16: bool
+    is_modulation: bool
 
 
 def _block_depth(template: str, rule: BlockRule | None) -> int:
@@ -133,22 +139,30 @@ def _block_depth(template: str, rule: BlockRule | None) -> int:
     return block.count(".") + 1 if block else 0
 
 
+def _is_modulation(template: str) -> bool:
+    """diffusers' names: `norm1.linear`, `norm1_context.linear`, `img_mod.1`, `adaLN_modulation.0`."""
+    *_, owner, _, _ = ("", "", *template.split("."))
+    return owner.startswith("norm") or owner.endswith(("mod", "modulation"))
+
+
 def _add_up(
     tensors: Sequence[TensorEntry], traits: Sequence[_Traits], *, copies: Collection[str]
 ) -> tuple[WeightTally, dict[str, WeightTally]]:
     """What lies outside the blocks, and each block; `copies` are tied weights, whose bytes alone count."""
     # Sums in the order of `WeightTally`'s fields, and in one loop: it runs for every tensor.
-    rest, blocks = [0] * 6, dict[str, list[int]]()
+    rest, blocks = [0] * 7, dict[str, list[int]]()
     for (name, dtype, _, begin, end, count), its in zip(tensors, traits, strict=True):
-        depth, kept_float16, kept_bfloat16 = its
+        depth, kept_float16, kept_bfloat16, is_modulation = its
         sums = rest
         if depth:
             block = ".".join(name.split(".", depth)[:depth])
-            sums = blocks.get(block) or blocks.setdefault(block, [0] * 6)
+            sums = blocks.get(block) or blocks.setdefault(block, [0] * 7)
         sums[0] += end - begin
         if name in copies:
             continue
         sums[1] += count
+        if is_modulation:
+            sums[6] += count
         if dtype not in _CAST:
             sums[5] += end - begin
             continue

@@ -19,6 +19,7 @@ from planner.search import plan_group
 
 pytest.importorskip("torch")
 VIDEO = {"width": 832, "height": 480}
+PICTURE = {"width": 1024, "height": 1024}
 
 
 @pytest.fixture(scope="module")
@@ -31,25 +32,67 @@ def skeletons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]
 
 
 @pytest.mark.parametrize(
-    ("name", "shapes", "tokens", "measured_s"),
+    ("name", "shapes", "compile", "measured_s"),
     [
-        ("Wan2.1-T2V-1.3B", {**VIDEO, "num_frames": 81}, 32760, 0.614),
-        ("Wan2.1-T2V-14B", {**VIDEO, "num_frames": 81}, 32760, 3.280),
-        ("Wan2.1-T2V-14B", {**VIDEO, "num_frames": 17}, 7800, 0.530),
-        ("FLUX.1-dev", {"width": 1024, "height": 1024}, 4096, 0.191),
-        ("Qwen-Image", {"width": 1024, "height": 1024}, 4096, 0.188),
+        ("Wan2.1-T2V-1.3B", {**VIDEO, "num_frames": 81}, "none", 0.620),
+        ("Wan2.1-T2V-14B", {**VIDEO, "num_frames": 81}, "none", 3.220),
+        ("Wan2.1-T2V-14B", {**VIDEO, "num_frames": 17}, "none", 0.530),
+        ("Wan2.1-T2V-14B", {**VIDEO, "num_frames": 9}, "none", 0.314),
+        ("FLUX.1-dev", PICTURE, "none", 0.183),
+        ("Qwen-Image", PICTURE, "none", 0.188),
+        ("Wan2.1-T2V-1.3B", {**VIDEO, "num_frames": 81}, "blocks", 0.523),
+        ("Wan2.1-T2V-14B", {**VIDEO, "num_frames": 81}, "blocks", 2.835),
+        ("FLUX.1-dev", PICTURE, "blocks", 0.137),
+        ("Qwen-Image", PICTURE, "blocks", 0.146),
     ],
 )
-def test_call_time_is_within_20_percent_of_the_measured(
-    skeletons: dict[str, Checkpoint], name: str, shapes: dict[str, int], tokens: int, measured_s: float
+def test_call_time_is_within_8_percent_of_the_measured(
+    skeletons: dict[str, Checkpoint], name: str, shapes: dict[str, int], compile: str, measured_s: float
 ) -> None:
     checkpoint = skeletons[name]
     workload = resolve_workload(checkpoint, PlanRequest(**shapes))  # type: ignore[arg-type]
     denoiser, gpu = main_denoiser(checkpoint), find_gpu("H100")
     assert denoiser is not None
     assert gpu is not None
-    assert denoiser_tokens(denoiser, checkpoint, workload) == tokens
-    assert call_seconds(denoiser_work(denoiser, checkpoint, workload), gpu) == pytest.approx(measured_s, rel=0.2)
+    work = denoiser_work(denoiser, checkpoint, workload, is_compiled=compile == "blocks")
+    assert call_seconds(work, gpu) == pytest.approx(measured_s, rel=0.08)
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "tokens"),
+    [("Wan2.1-T2V-14B", 81, 32760), ("Wan2.1-T2V-14B", 17, 7800), ("FLUX.1-dev", 1, 4096), ("Qwen-Image", 1, 4096)],
+)
+def test_tokens_of_a_latent(skeletons: dict[str, Checkpoint], name: str, frames: int, tokens: int) -> None:
+    checkpoint = skeletons[name]
+    shapes = {**VIDEO, "num_frames": frames} if frames > 1 else PICTURE
+    denoiser = main_denoiser(checkpoint)
+    assert denoiser is not None
+    assert denoiser_tokens(denoiser, checkpoint, resolve_workload(checkpoint, PlanRequest(**shapes))) == tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "measured_gib"),
+    [("Wan2.1-T2V-1.3B", {**VIDEO, "num_frames": 81}, 7.316), ("FLUX.1-dev", PICTURE, 24.744)],
+)
+def test_decoding_peak_is_within_2_percent_of_the_measured(
+    skeletons: dict[str, Checkpoint], name: str, shapes: dict[str, int], measured_gib: float
+) -> None:
+    """Denoiser and autoencoder resident; text encoders were not there, so they are offloaded here."""
+    offload = ResidencyChoice(residency="offload")  # type: ignore[arg-type]
+    encoders = {c.name: offload for c in skeletons[name].components if c.name.startswith("text_encoder")}
+    cluster = cluster_from_flags(gpus_per_node=1, gpu_type="H100", host_memory_gib=256)
+    plan = plan_group(skeletons[name], cluster, PlanRequest(num_ranks=1, residency=encoders, **shapes))  # type: ignore[arg-type]
+    peak = next(m.gpu_bytes[0] for m in plan.memory.timeline if m.stage == "decode")
+    assert peak / 2**30 == pytest.approx(measured_gib, rel=0.02)
+
+
+def test_peak_of_sharded_wan_14b_is_within_2_percent_of_the_measured(skeletons: dict[str, Checkpoint]) -> None:
+    """Two H100s, 81 frames: 18.47 GiB on the rank that holds nothing else."""
+    cluster = cluster_from_flags(gpus_per_node=2, gpu_type="H100", host_memory_gib=256)
+    request = PlanRequest(num_ranks=2, cfg_degree=1, fsdp_degree=2, num_frames=81, **VIDEO)  # type: ignore[arg-type]
+    plan = plan_group(skeletons["Wan2.1-T2V-14B"], cluster, request)
+    peaks = next(m.gpu_bytes for m in plan.memory.timeline if m.stage == "denoise")
+    assert min(peaks) / 2**30 == pytest.approx(18.47, rel=0.02)
 
 
 @pytest.mark.parametrize(

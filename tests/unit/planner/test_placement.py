@@ -18,7 +18,7 @@ from planner.fallbacks import find_fallbacks
 from planner.hardware import find_gpu
 from planner.memory import GIB as MEMORY_GIB
 from planner.memory import Placement, idle_bytes, pinned_bytes
-from planner.plan import ComponentPlan, Mode, Plan, PlanRequest, Residency, ResidencyChoice
+from planner.plan import Compilation, ComponentPlan, Mode, Plan, PlanRequest, Residency, ResidencyChoice
 from planner.prediction import Setting
 from planner.search import plan_group
 from tests.unit.planner.checkpoints import write_safetensors, write_wan
@@ -66,7 +66,9 @@ def resident_blocks(plan: Plan) -> dict[str, int | None]:
     }
 
 
-def knees(checkpoint: Checkpoint, shapes: Mapping[str, int]) -> Mapping[str, int]:
+def knees(
+    checkpoint: Checkpoint, shapes: Mapping[str, int], compilation: Compilation = Compilation.BLOCKS
+) -> Mapping[str, int]:
     """The knees of both denoisers, from the time model alone."""
     setting = Setting(
         checkpoint=checkpoint,
@@ -76,6 +78,7 @@ def knees(checkpoint: Checkpoint, shapes: Mapping[str, int]) -> Mapping[str, int
         device="cuda",
         gpu=find_gpu("H100"),
         ranks_per_node=1,
+        compile=compilation,
     )
     placements = tuple(
         Placement(c, Residency.LAYERWISE if c.name.startswith("transformer") else Residency.RESIDENT, (0,))
@@ -98,7 +101,8 @@ def test_stated_number_of_blocks_holds_in_every_mode(big: Checkpoint, mode: Mode
 @pytest.mark.parametrize("mode", list(Mode))
 def test_stated_layerwise_is_the_knee_in_every_mode(big: Checkpoint, mode: Mode) -> None:
     request = PlanRequest(mode=mode, num_ranks=1, residency=stream(), **SHORT)  # type: ignore[arg-type]
-    assert resident_blocks(plan_group(big, gpus(1, 80), request)) == knees(big, SHORT)
+    plan = plan_group(big, gpus(1, 80), request)
+    assert resident_blocks(plan) == knees(big, SHORT, plan.compile)
 
 
 @pytest.mark.parametrize("shapes", [SHORT, LONG])
@@ -264,6 +268,7 @@ def test_peaks_alone_are_those_of_the_timeline(
         device="cuda",
         gpu=None,
         ranks_per_node=num_ranks,
+        compile=Compilation.NONE,
     )
     ranks = st.sampled_from([tuple(range(num_ranks)), *((rank,) for rank in range(num_ranks))])
     placements = tuple(
