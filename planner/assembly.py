@@ -72,6 +72,7 @@ def make_plan(
         fingerprint="",
         attention_backends=chosen.execution.attention_backends,
         compile=chosen.execution.compile,
+        decoding=chosen.execution.decoding,
         fallbacks=find_fallbacks(
             chosen.placements,
             (c.placements for c in others),

@@ -66,7 +66,8 @@ def compare_measurements(
             continue
         degrees = Degrees(key.num_ranks, key.cfg_degree, key.sequence_degree, key.fsdp_degree, "measured")
         gpu = find_gpu(key.gpu_type) if key.gpu_type else None
-        setting = Setting(checkpoint, workload, degrees, dtype, device, gpu, key.num_ranks, key.compile)
+        execution = Execution(key.attention_backends, key.compile, key.decoding)
+        setting = Setting(checkpoint, workload, degrees, dtype, device, gpu, key.num_ranks, execution)
         placements = _measured_placements(measurement, checkpoint)
         if placements is None:
             continue
@@ -75,7 +76,7 @@ def compare_measurements(
         found.append(
             Comparison(
                 gpu_type=key.gpu_type,
-                execution=Execution(key.attention_backends, key.compile),
+                execution=execution,
                 degrees=_degree_tuple(degrees),
                 configuration=configuration_of(placements),
                 excess_bytes=excess,

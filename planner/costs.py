@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.checkpoint import Checkpoint, Component
-from planner.decoding import decode_bytes_per_pixel, top_channels
+from planner.decoding import decode_bytes, top_channels
 from planner.hardware import Gpu
-from planner.plan import ComponentKind, PlanRequest
+from planner.plan import ComponentKind, Decoding, PlanRequest
 from planner.weights import DTYPE_BYTES
 
 DEFAULT_TEXT_TOKENS = 512
@@ -177,15 +177,19 @@ def image_tokens_of_unet(checkpoint: Checkpoint, workload: Workload) -> int:
     return (workload.height // spatial) * (workload.width // spatial)
 
 
-def decode_workspace_bytes(component: Component, workload: Workload, *, dtype: str) -> int:
+def decode_workspace_bytes(
+    component: Component, workload: Workload, *, dtype: str, decoding: Decoding = Decoding.WHOLE
+) -> int:
     """Peak bytes besides weights of the autoencoder's decoder, at full resolution, for all latents of the batch.
 
     As counted for its class (`decoding`); elsewhere a few feature maps of its last level, and the pixels.
     """
     pixels = workload.width * workload.height
-    counted = decode_bytes_per_pixel(component.class_name, component.config, num_frames=workload.num_frames)
+    counted = decode_bytes(
+        component.class_name, component.config, pixels=pixels, num_frames=workload.num_frames, decoding=decoding
+    )
     if counted is not None:
-        return int(counted * pixels * DTYPE_BYTES[dtype] / 2) * workload.batch_size
+        return int(counted * DTYPE_BYTES[dtype] / 2) * workload.batch_size
     channels = top_channels(component.config) or 128
     frames = min(workload.num_frames, VIDEO_CHUNK_FRAMES)
     chunk = DECODE_COPIES * 2 * channels * pixels * frames * DTYPE_BYTES[dtype]

@@ -12,6 +12,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from planner.plan import Decoding
+
+ByFrames = tuple[tuple[int, float], ...]
+"""`(frames, bytes)`, by frames."""
+
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
@@ -20,22 +25,16 @@ class Decoder:
     Attributes:
         top_channels: channels of its last level.
         top_patch: pixels a side that the last level holds as channels.
-        bytes_per_pixel: `(frames, bytes)`, by frames; bytes are per pixel of one frame.
+        bytes_per_pixel: by frames; per pixel of one frame.
+        tile_bytes, tiled_bytes_per_pixel: by frames, decoding in tiles: for a tile, and for the tiles that are done.
+            Empty where tiles were not counted.
     """
 
     top_channels: int
     top_patch: int
-    bytes_per_pixel: tuple[tuple[int, float], ...]
-
-    def at(self, num_frames: int) -> float:
-        """Bytes a pixel for a length: between those counted in a straight line, beyond them in the last one's."""
-        points = self.bytes_per_pixel
-        if len(points) == 1:
-            return points[0][1]
-        (first, low), (last, high) = next(
-            (pair for pair in pairwise(points) if num_frames <= pair[1][0]), (points[-2], points[-1])
-        )
-        return low + (high - low) * (num_frames - first) / (last - first)
+    bytes_per_pixel: ByFrames
+    tile_bytes: ByFrames = ()
+    tiled_bytes_per_pixel: ByFrames = ()
 
 
 def find_decoder(class_name: str) -> Decoder | None:
@@ -43,14 +42,36 @@ def find_decoder(class_name: str) -> Decoder | None:
     return _decoders().get(class_name)
 
 
-def decode_bytes_per_pixel(class_name: str, config: Mapping[str, Any], *, num_frames: int) -> float | None:
-    """Bytes besides weights for each pixel of a frame, in 16 bits; None for classes that were not counted."""
+def decode_bytes(
+    class_name: str, config: Mapping[str, Any], *, pixels: int, num_frames: int, decoding: Decoding = Decoding.WHOLE
+) -> float | None:
+    """Bytes besides weights in 16 bits for frames of so many pixels; None for classes that were not counted."""
     decoder = find_decoder(class_name)
     channels = top_channels(config)
     if decoder is None or channels is None:
         return None
     scale = channels / decoder.top_channels * (decoder.top_patch / top_patch(config)) ** 2
-    return decoder.at(num_frames) * scale
+    whole = at_length(decoder.bytes_per_pixel, num_frames) * scale * pixels
+    if decoding is Decoding.WHOLE or not decoder.tile_bytes:
+        return whole
+    done = at_length(decoder.tiled_bytes_per_pixel, num_frames) * pixels
+    return min(whole, at_length(decoder.tile_bytes, num_frames) * scale + done)
+
+
+def can_tile(class_name: str) -> bool:
+    """Whether what the class takes in tiles was counted."""
+    decoder = find_decoder(class_name)
+    return decoder is not None and bool(decoder.tile_bytes)
+
+
+def at_length(points: ByFrames, num_frames: int) -> float:
+    """The value for a length: between those counted in a straight line, beyond them in the last one's."""
+    if len(points) == 1:
+        return points[0][1]
+    (first, low), (last, high) = next(
+        (pair for pair in pairwise(points) if num_frames <= pair[1][0]), (points[-2], points[-1])
+    )
+    return low + (high - low) * (num_frames - first) / (last - first)
 
 
 def top_channels(config: Mapping[str, Any]) -> int | None:
@@ -74,6 +95,10 @@ def _positive(value: Any) -> int | None:
 def _decoders() -> dict[str, Decoder]:
     table = json.loads((Path(__file__).parent / "tables" / "decoders.json").read_text("utf-8"))
     return {
-        name: Decoder(entry["top_channels"], entry["top_patch"], tuple(map(tuple, entry["bytes_per_pixel"])))
+        name: Decoder(
+            entry["top_channels"],
+            entry["top_patch"],
+            *(tuple(map(tuple, entry[field])) for field in ("bytes_per_pixel", "tile_bytes", "tiled_bytes_per_pixel")),
+        )
         for name, entry in table["decoders"].items()
     }

@@ -16,7 +16,7 @@ from planner.kinds import runs_every_step
 from planner.load_order import LoadPosition
 from planner.memory import Moments, Placement, gpu_headroom_bytes, host_headroom_bytes
 from planner.nodes import ranks_per_node
-from planner.plan import Correction, Residency
+from planner.plan import Correction, Decoding, Residency
 from planner.prediction import Setting
 from planner.residents import choose_resident_blocks
 from planner.times import Times
@@ -49,6 +49,8 @@ class Candidate:
     def label(self) -> str:
         """Short text for rejected options."""
         parts = [f"{p.component.name}={residency_text(p)}{_rank_text(p)}" for p in self.placements]
+        if self.execution.decoding is Decoding.TILES:
+            parts.append("decoding in tiles")
         return f"{self.degrees.label()}, {', '.join(parts)}"
 
 
@@ -87,7 +89,7 @@ class Site:
             device=context.device,
             gpu=find_gpu(node.gpu_type) if node.gpu_type and on_gpus else None,
             ranks_per_node=ranks_per_node(degrees, node, context),
-            compile=self.execution.compile,
+            execution=self.execution,
         )
         self.calibration = Calibration(
             context.comparisons, gpu_type=node.gpu_type if on_gpus else None, execution=self.execution

@@ -1,9 +1,9 @@
-"""How denoisers are executed: the attention kernel and compilation. Whatever the user states wins."""
+"""How models are executed: the attention kernel, compilation, decoding in tiles. Whatever the user states wins."""
 
 from dataclasses import dataclass
 
 from planner.errors import PlanRequestError
-from planner.plan import AttentionBackend, Compilation, Mode, PlanRequest
+from planner.plan import AttentionBackend, Compilation, Decoding, Mode, PlanRequest
 
 _FASTEST_FIRST = (AttentionBackend.CUDNN, AttentionBackend.FLASH, AttentionBackend.NATIVE)
 """On one H100, head dim 128: cuDNN 640 TFLOP/s, flash 371. Where a kernel does not run, the rank takes the next."""
@@ -11,7 +11,7 @@ _FASTEST_FIRST = (AttentionBackend.CUDNN, AttentionBackend.FLASH, AttentionBacke
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """How denoisers are executed; a group's step time and peak are of this.
+    """How models are executed; a group's step time and peak are of this.
 
     Attributes:
         attention_backends: kernels in the order in which a rank tries them.
@@ -19,10 +19,11 @@ class Execution:
 
     attention_backends: tuple[AttentionBackend, ...]
     compile: Compilation
+    decoding: Decoding
 
 
 def choose_execution(request: PlanRequest, *, device: str, sequence_degree: int) -> Execution:
-    """Resolves both for some degrees.
+    """Resolves them for some degrees. What is not stated decodes whole frames.
 
     Raises:
         PlanRequestError: as `choose_attention`.
@@ -30,6 +31,7 @@ def choose_execution(request: PlanRequest, *, device: str, sequence_degree: int)
     return Execution(
         choose_attention(request, device=device, sequence_degree=sequence_degree),
         choose_compilation(request, device=device, sequence_degree=sequence_degree),
+        Decoding.WHOLE if request.decoding == "auto" else Decoding(request.decoding),
     )
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from planner.plan import AttentionBackend, Compilation, Frozen, Plan, PlannedShape, Residency
+from planner.plan import AttentionBackend, Compilation, Decoding, Frozen, Plan, PlannedShape, Residency
 
 MEASUREMENT_SCHEMA_VERSION: Final = 2
 """Version 1 said neither attention kernels nor compilation; its profiles are not used."""
@@ -39,6 +39,7 @@ class MeasurementKey(Frozen):
     fsdp_degree: int = Field(ge=1, le=MAX_RANKS)
     attention_backends: tuple[AttentionBackend, ...] = Field(max_length=len(AttentionBackend))
     compile: Compilation
+    decoding: Decoding = Decoding.WHOLE
     components: Mapping[str, MeasuredComponent] = Field(max_length=64)
 
 
@@ -86,6 +87,7 @@ def measurement_key(plan: Plan, *, shape: PlannedShape | None = None) -> Measure
         fsdp_degree=plan.group.fsdp_degree,
         attention_backends=plan.attention_backends,
         compile=plan.compile,
+        decoding=plan.decoding,
         components={
             component.name: MeasuredComponent(
                 residency=component.residency,

@@ -12,7 +12,7 @@ from planner.costs import (
     rows_per_call,
 )
 from planner.degrees import Degrees
-from planner.plan import ComponentKind, MemoryMoment, Residency
+from planner.plan import ComponentKind, Decoding, MemoryMoment, Residency
 
 GIB = 2**30
 CPU_PROCESS_BYTES = int(0.75 * GIB)
@@ -223,7 +223,13 @@ def active_extra_bytes(placement: Placement, *, dtype: str, fsdp: int) -> int:
 
 
 def workspace_bytes(
-    component: Component, checkpoint: Checkpoint, workload: Workload, *, degrees: Degrees, dtype: str
+    component: Component,
+    checkpoint: Checkpoint,
+    workload: Workload,
+    *,
+    degrees: Degrees,
+    dtype: str,
+    decoding: Decoding,
 ) -> int:
     """Device bytes besides weights that a component takes while it works, on each of its ranks."""
     if component.kind is ComponentKind.DENOISER:
@@ -232,7 +238,7 @@ def workspace_bytes(
             component, checkpoint, workload, dtype=dtype, rows=rows, sequence_degree=degrees.sequence
         )
     if component.kind is ComponentKind.VAE:
-        return decode_workspace_bytes(component, workload, dtype=dtype)
+        return decode_workspace_bytes(component, workload, dtype=dtype, decoding=decoding)
     if component.kind in {ComponentKind.TEXT_ENCODER, ComponentKind.IMAGE_ENCODER}:
         return encode_workspace_bytes(component, dtype=dtype, batch_size=workload.batch_size)
     return 0

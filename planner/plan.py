@@ -44,6 +44,16 @@ class AttentionBackend(StrEnum):
     MATH = "math"
 
 
+class Decoding(StrEnum):
+    """How autoencoders decode: a whole frame at once, or in overlapping tiles, which takes less memory.
+
+    Tiles are blended where they overlap, so that a picture larger than a tile is not the same to the bit.
+    """
+
+    WHOLE = "whole"
+    TILES = "tiles"
+
+
 class Compilation(StrEnum):
     """What of a denoiser is compiled."""
 
@@ -104,6 +114,7 @@ class PlanRequest(Frozen):
     prefetch_depth: int | None = Field(default=None, ge=1)
     attention_backend: Literal["auto"] | AttentionBackend = "auto"
     compile: Literal["auto"] | Compilation = "auto"
+    decoding: Literal["auto"] | Decoding = "auto"
     step_cache: StepCache | None = None
     component_ranks: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     share_gpu: bool = False
@@ -230,6 +241,7 @@ class Plan(Frozen):
         attention_backends: for the denoisers, in this order: the first that works on the rank's device is taken. One
             alone is the user's choice, and an error where it does not work.
         compile: what of the denoisers is compiled.
+        decoding: whether autoencoders decode whole frames or tiles.
         fallbacks: whole assignments (choice by component) that need less pinned host memory, best first: what a rank
             takes where the system refuses to pin.
     """
@@ -257,6 +269,7 @@ class Plan(Frozen):
     fingerprint: str
     attention_backends: tuple[AttentionBackend, ...] = (AttentionBackend.NATIVE,)
     compile: Compilation = Compilation.NONE
+    decoding: Decoding = Decoding.WHOLE
     fallbacks: tuple[dict[str, ResidencyChoice], ...] = ()
 
     def label_selectors(self) -> list[dict[str, str]]:

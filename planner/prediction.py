@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from planner.checkpoint import Checkpoint, Component
 from planner.costs import Workload
 from planner.degrees import Degrees
+from planner.execution import Execution
 from planner.hardware import Gpu
 from planner.memory import Moments, Placement, device_peaks, trace_memory, workspace_bytes
 from planner.plan import Compilation
@@ -20,7 +21,7 @@ class Setting:
         device: `cpu` or `cuda`.
         gpu: the ranks' GPU; None on CPUs and where its rates are not known.
         ranks_per_node: ranks that one node can hold.
-        compile: what is compiled of the denoisers.
+        execution: how models are executed.
     """
 
     checkpoint: Checkpoint
@@ -30,7 +31,7 @@ class Setting:
     device: str
     gpu: Gpu | None
     ranks_per_node: int
-    compile: Compilation
+    execution: Execution
     _workspaces: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
     _seconds: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
 
@@ -76,7 +77,12 @@ class Setting:
         found = self._workspaces.get(component.name)
         if found is None:
             found = self._workspaces[component.name] = workspace_bytes(
-                component, self.checkpoint, self.workload, degrees=self.degrees, dtype=self.dtype
+                component,
+                self.checkpoint,
+                self.workload,
+                degrees=self.degrees,
+                dtype=self.dtype,
+                decoding=self.execution.decoding,
             )
         return found
 
@@ -90,6 +96,6 @@ class Setting:
                 self.degrees,
                 self.gpu,
                 spans_nodes=self.spans_nodes,
-                is_compiled=self.compile is not Compilation.NONE,
+                is_compiled=self.execution.compile is not Compilation.NONE,
             )
         return found

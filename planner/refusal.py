@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from planner.context import PlanContext
 from planner.errors import InfeasiblePlanError, PlanRequestError
 from planner.evaluation import GIB, Candidate, Excess, format_gib
-from planner.plan import InfeasibleReport, Mode, PlanRequest, RejectedOption, ResidencyChoice
+from planner.plan import Decoding, InfeasibleReport, Mode, PlanRequest, RejectedOption, ResidencyChoice
 
 _DEGREES = ("num_ranks", "cfg_degree", "sequence_degree", "fsdp_degree")
 _SINGLE_CHOICES = (*_DEGREES, "step_cache", "cpus_per_rank")
@@ -48,6 +48,7 @@ def explicit_choices(request: PlanRequest) -> list[str]:
     stated = [f"{name}={getattr(request, name)}" for name in _SINGLE_CHOICES if getattr(request, name) is not None]
     stated += [choice_text(name, choice) for name, choice in request.residency.items()]
     stated += [f"{name} on rank {rank}" for name, rank in request.component_ranks.items()]
+    stated += [f"decoding={Decoding.WHOLE}"] if request.decoding == Decoding.WHOLE else []
     stated += [f"no {residency} of {name}" for name, residencies in request.forbid.items() for residency in residencies]
     return stated
 
@@ -104,6 +105,8 @@ def _relaxations(request: PlanRequest) -> Iterator[tuple[str, PlanRequest]]:
     for name in request.forbid:
         others_allowed = {other: kept for other, kept in request.forbid.items() if other != name}
         yield f"allow more for {name}", request.model_copy(update={"forbid": others_allowed})
+    if request.decoding == Decoding.WHOLE:
+        yield f"drop decoding={Decoding.WHOLE}", request.model_copy(update={"decoding": "auto"})
     if request.mode is not Mode.MEMORY:
         yield "mode memory", request.model_copy(update={"mode": Mode.MEMORY})
 

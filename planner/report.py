@@ -24,7 +24,7 @@ def render_plan(plan: Plan, *, max_rejected: int = 12) -> "Group":
         f"mode {plan.mode}{_shape_text(plan)}\n"
         f"{group.num_ranks} rank(s): cfg {group.cfg_degree} x sequence {group.sequence_degree}, "
         f"fsdp {group.fsdp_degree}; {group.strategy} {_bundle_text(plan)}{_groups_text(plan)}\n"
-        f"attention {' > '.join(plan.attention_backends)}; compiled: {plan.compile}\n"
+        f"attention {' > '.join(plan.attention_backends)}; compiled: {plan.compile}; decoding: {plan.decoding}\n"
         f"{_times_text(plan)}{_corrections_text(plan)}",
     )
     return Group(head, _component_table(plan), _memory_table(plan), render_rejected(plan.rejected, limit=max_rejected))

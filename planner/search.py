@@ -1,7 +1,7 @@
 """The search: tries every option, keeps what fits, chooses by mode, and says why the others fell. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.assembly import make_plan
 from planner.bundles import select_node, smallest_of_each_type
@@ -16,11 +16,12 @@ from planner.checkpoint import Checkpoint, check_loadable
 from planner.choice import objective, why_not
 from planner.cluster import Cluster, NodeType
 from planner.context import PlanContext, resolve_context
+from planner.decoding import can_tile
 from planner.degrees import Degrees
 from planner.evaluation import Candidate, Excess, Site, evaluate, find_excess
 from planner.measurements import Measurement
 from planner.nodes import equivalence, node_problem, usable_nodes
-from planner.plan import Plan, PlanRequest, RejectedOption
+from planner.plan import ComponentKind, Decoding, Plan, PlanRequest, RejectedOption
 from planner.refusal import make_infeasible_error
 
 
@@ -46,7 +47,14 @@ def plan_group(
     def search(other: PlanRequest) -> _Found:
         check_request(checkpoint, other)
         context = resolve_context(checkpoint, cluster, other, measurements=measurements)
-        return _search(context, usable_nodes(cluster, device=context.device))
+        nodes = usable_nodes(cluster, device=context.device)
+        found = _search(context, nodes)
+        if found.chosen is not None or other.decoding != "auto" or not _can_tile(checkpoint):
+            return found
+        # Tiles change the picture a little, so they are for what does not fit otherwise.
+        in_tiles = other.model_copy(update={"decoding": Decoding.TILES})
+        tiled = _search(replace(context, request=in_tiles), nodes)
+        return replace(tiled, rejected=found.rejected | tiled.rejected)
 
     found = search(request)
     context, rejected = found.context, found.rejected
@@ -55,6 +63,10 @@ def plan_group(
             context, tuple(rejected.values()), found.closest, plan_for=lambda other: search(other).chosen
         )
     return make_plan(found.chosen, context, cluster, tuple(rejected.values()), others=found.others)
+
+
+def _can_tile(checkpoint: Checkpoint) -> bool:
+    return any(c.kind is ComponentKind.VAE and can_tile(c.class_name) for c in checkpoint.components)
 
 
 @dataclass(frozen=True, slots=True)

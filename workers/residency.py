@@ -4,11 +4,12 @@ import functools
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from planner.plan import Compilation, ComponentKind, ComponentPlan, Plan, Residency, ResidencyChoice
+from planner.plan import Compilation, ComponentKind, ComponentPlan, Decoding, Plan, Residency, ResidencyChoice
 from workers.attention_kernels import choose_attention_kernel
 from workers.compilation import compile_blocks
 from workers.direct_load import LoadedComponent, load_component
@@ -82,6 +83,8 @@ class Placer:
             choose_attention_kernel(
                 loaded.module, self.plan.attention_backends, device=self.device, dtype=getattr(torch, self.plan.dtype)
             )
+        if component.kind is ComponentKind.VAE and self.plan.decoding is Decoding.TILES:
+            _decode_in_tiles(component, loaded)
         return PlacedComponent(loaded, choice.residency, reason, streamed)
 
     def _next_choice(
@@ -166,6 +169,16 @@ class Placer:
         if self.node is None:
             return None
         return self.node.share(f"{component.name}/{_text(choice)}", holders=component.ranks)
+
+
+def _decode_in_tiles(component: ComponentPlan, loaded: LoadedComponent) -> None:
+    model: Any = loaded.module
+    try:
+        model.enable_tiling()
+    except (AttributeError, NotImplementedError) as error:
+        raise LoadError(
+            f"{component.name}: {component.class_name} cannot decode in tiles; use decoding whole"
+        ) from error
 
 
 def _planned(component: ComponentPlan) -> ResidencyChoice:

@@ -31,6 +31,7 @@ def generate(
     prefetch_depth: options.PrefetchDepth = None,
     attention_backend: options.AttentionOption = "auto",
     compile_mode: options.CompileOption = "auto",
+    decoding: options.DecodingOption = "auto",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     variant: options.Variant = None,
@@ -48,6 +49,7 @@ def generate(
             mode=mode, num_ranks=ranks, cfg_degree=cfg_degree, sequence_degree=sequence_degree,
             fsdp_degree=fsdp_degree, residency=residency, forbid=forbid, prefetch_depth=prefetch_depth,
             attention_backend=attention_backend, compile=compile_mode,
+            decoding=decoding,
             device=device, dtype=dtype, variant=variant, share_gpu=share_gpu, size=size, num_frames=num_frames,
             num_inference_steps=steps,
         )  # fmt: skip

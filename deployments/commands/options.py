@@ -58,6 +58,15 @@ AttentionOption = Annotated[
 CompileOption = Annotated[
     str, typer.Option("--compile", help="auto, blocks or none: compile the denoisers.", rich_help_panel=_PLANNING)
 ]
+DecodingOption = Annotated[
+    str,
+    typer.Option(
+        "--decoding",
+        help="auto, whole or tiles: tiles take less memory and change pictures a little; auto takes them where nothing "
+        "fits otherwise.",
+        rich_help_panel=_PLANNING,
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=_PLANNING)]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_PLANNING)]
 Variant = Annotated[str | None, typer.Option(help="Weights variant, e.g. fp16.", rich_help_panel=_PLANNING)]

@@ -32,6 +32,7 @@ def plan(
     prefetch_depth: options.PrefetchDepth = None,
     attention_backend: options.AttentionOption = "auto",
     compile_mode: options.CompileOption = "auto",
+    decoding: options.DecodingOption = "auto",
     as_json: options.JsonFlag = False,
 ) -> None:
     """Says how a checkpoint would be run: ranks, residency, load order, memory, and what was ruled out.
@@ -46,6 +47,7 @@ def plan(
             mode=mode, cfg_degree=cfg_degree, sequence_degree=sequence_degree, fsdp_degree=fsdp_degree,
             residency=residency, forbid=forbid, prefetch_depth=prefetch_depth, size=size, num_frames=num_frames,
             num_inference_steps=steps, batch_size=batch, attention_backend=attention_backend, compile=compile_mode,
+            decoding=decoding,
         )  # fmt: skip
         from planner.cluster import resolve_cluster
 

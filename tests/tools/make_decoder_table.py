@@ -7,6 +7,7 @@ to the pixels of a frame (checked here at two sizes); how it grows with frames d
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ PICTURE = (1,)
 FRAMES = (1, 9, 17, 33, 81)
 SIZE, OTHER_SIZE = (1024, 768), (832, 480)
 MAX_NONLINEARITY = 0.06
+TILED_FRAMES = (1, 17, 81)
+TILED_SIZES = (640, 384), (1024, 768)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,11 @@ class Case:
     build: Callable[[], Any]
     frames: Sequence[int] = FRAMES
     has_time: bool = True
+
+    @property
+    def tiled_frames(self) -> Sequence[int]:
+        """Lengths counted in tiles. Autoencoders for pictures have tiles as large as the pictures they make."""
+        return TILED_FRAMES if self.frames is FRAMES else ()
 
 
 CASES: Mapping[str, Case] = {
@@ -60,6 +68,8 @@ def main() -> None:
             "top_channels": decoder.top_channels,
             "top_patch": decoder.top_patch,
             "bytes_per_pixel": [[frames, round(value)] for frames, value in decoder.bytes_per_pixel],
+            "tile_bytes": [[frames, round(value)] for frames, value in decoder.tile_bytes],
+            "tiled_bytes_per_pixel": [[frames, round(value)] for frames, value in decoder.tiled_bytes_per_pixel],
         }
         lines.append(f"  {json.dumps(name)}: {json.dumps(entry)}")
         print(lines[-1], flush=True)
@@ -79,23 +89,43 @@ def measure(case: Case) -> Decoder:
             model = case.build().eval()
         finally:
             torch.set_default_dtype(torch.float32)
-        per_pixel = tuple((frames, _bytes_per_pixel(model, case, frames, SIZE)) for frames in case.frames)
+        per_pixel = tuple((frames, _bytes(model, case, frames, SIZE) / math.prod(SIZE)) for frames in case.frames)
         frames, value = per_pixel[-1]
-        other = _bytes_per_pixel(model, case, frames, OTHER_SIZE)
+        other = _bytes(model, case, frames, OTHER_SIZE) / math.prod(OTHER_SIZE)
+        lines = _count_tiled(model, case)
     if abs(other / value - 1.0) > MAX_NONLINEARITY:
         raise ValueError(f"{type(model).__name__}: {value:.0f} bytes a pixel at {SIZE}, {other:.0f} at {OTHER_SIZE}")
     config = dict(model.config)
-    return Decoder(top_channels(config) or 0, top_patch(config), per_pixel)
+    return Decoder(
+        top_channels(config) or 0,
+        top_patch(config),
+        per_pixel,
+        tuple((frames, start) for frames, start, _ in lines),
+        tuple((frames, slope) for frames, _, slope in lines),
+    )
 
 
-def _bytes_per_pixel(model: Any, case: Case, frames: int, size: tuple[int, int]) -> float:
+def _count_tiled(model: Any, case: Case) -> list[tuple[int, float, float]]:
+    """`(frames, bytes of a tile, bytes for each pixel of a frame)`, from two sizes, with tiling switched on."""
+    if case.tiled_frames:
+        model.enable_tiling()
+    lines = []
+    for frames in case.tiled_frames:
+        small, large = (_bytes(model, case, frames, size) for size in TILED_SIZES)
+        areas = [math.prod(size) for size in TILED_SIZES]
+        slope = (large - small) / (areas[1] - areas[0])
+        lines.append((frames, small - slope * areas[0], slope))
+    return lines
+
+
+def _bytes(model: Any, case: Case, frames: int, size: tuple[int, int]) -> int:
     width, height = size
     config = dict(model.config)
     channels = config.get("z_dim") or config["latent_channels"]
     spatial, temporal = _compression(model, case, channels)
     time = ((frames - 1) // temporal + 1,) if case.has_time else ()
     latents = torch.randn(1, channels, *time, height // spatial, width // spatial, dtype=torch.bfloat16)
-    return peak_bytes_of(lambda: model.decode(latents, return_dict=False)) / (width * height)
+    return peak_bytes_of(lambda: model.decode(latents, return_dict=False))
 
 
 def _compression(model: Any, case: Case, channels: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from planner.checkpoint import Checkpoint, read_checkpoint
 from planner.cluster import cluster_from_flags
 from planner.errors import InfeasiblePlanError
 from planner.incompatibilities import TABLE
-from planner.plan import ComponentKind, InfeasibleReport, Mode, Plan, PlanRequest, Residency
+from planner.plan import ComponentKind, Decoding, InfeasibleReport, Mode, Plan, PlanRequest, Residency
 from planner.search import plan_group
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "planning.md"
@@ -60,13 +60,14 @@ def _cell(checkpoint: Checkpoint, count: int, gib: int, mode: Mode) -> str:
 
 
 def describe_plan(plan: Plan) -> str:
-    """`cfg 2, layerwise 12/40, 21.3 GiB`."""
+    """`cfg 2, layerwise 12/40, tiles, 21.3 GiB`."""
     denoiser = next(c for c in plan.components if c.kind is ComponentKind.DENOISER)
     how = LETTERS.get(denoiser.residency) or f"layerwise {denoiser.num_resident_blocks}/{denoiser.num_blocks}"
     group = plan.group
     degrees = [f"{name} {n}" for name, n in (("cfg", group.cfg_degree), ("fsdp", group.fsdp_degree)) if n > 1]
     peak = max(plan.memory.gpu_peak_bytes) / 2**30
-    return ", ".join([*degrees, how, f"{peak:.1f} GiB"])
+    tiles = ["tiles"] if plan.decoding is Decoding.TILES else []
+    return ", ".join([*degrees, how, *tiles, f"{peak:.1f} GiB"])
 
 
 def incompatibilities_table() -> str:

@@ -9,7 +9,7 @@ from planner.checkpoint import Checkpoint, read_checkpoint
 from planner.cluster import GIB, Cluster, NodeType, cluster_from_flags
 from planner.errors import InfeasiblePlanError
 from planner.measurements import Measurement, MeasurementKey, measurement_key, merge_measurements
-from planner.plan import Mode, Plan, PlanRequest, Residency, ResidencyChoice
+from planner.plan import Decoding, Mode, Plan, PlanRequest, Residency, ResidencyChoice
 from planner.search import plan_group
 from tests.unit.planner.checkpoints import write_wan
 
@@ -62,9 +62,10 @@ def test_same_configuration_takes_the_measured_numbers(wan: Checkpoint, excess_g
 
 
 def test_measurement_that_no_longer_fits_rules_the_option_out(wan: Checkpoint) -> None:
-    predicted = plan_group(wan, H100, ONE)
+    whole = ONE.model_copy(update={"decoding": Decoding.WHOLE})
+    predicted = plan_group(wan, H100, whole)
     with pytest.raises(InfeasiblePlanError, match="GiB a GPU"):
-        plan_group(wan, H100, ONE, measurements=[measured(predicted, excess_gib=30)])
+        plan_group(wan, H100, whole, measurements=[measured(predicted, excess_gib=30)])
 
 
 @pytest.mark.parametrize(("excess_gib", "more_blocks"), [(1.0, False), (-1.0, True)])

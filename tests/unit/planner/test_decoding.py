@@ -2,7 +2,8 @@
 
 import pytest
 
-from planner.decoding import Decoder, decode_bytes_per_pixel, find_decoder
+from planner.decoding import at_length, can_tile, decode_bytes, find_decoder
+from planner.plan import Decoding
 
 pytest.importorskip("torch")
 from tests.tools.make_decoder_table import CASES, measure
@@ -16,28 +17,36 @@ def test_table_is_what_the_installed_decoder_takes(name: str) -> None:
     counted, kept = measure(CASES[name]), find_decoder(name)
     assert kept is not None
     assert (kept.top_channels, kept.top_patch) == (counted.top_channels, counted.top_patch)
-    assert dict(kept.bytes_per_pixel) == pytest.approx(dict(counted.bytes_per_pixel), rel=0.01), (
-        "run python -m tests.tools.make_decoder_table"
-    )
+    for field in ("bytes_per_pixel", "tile_bytes", "tiled_bytes_per_pixel"):
+        expected = pytest.approx(dict(getattr(counted, field)), rel=0.01, abs=1.0)
+        assert dict(getattr(kept, field)) == expected, "run python -m tests.tools.make_decoder_table"
 
 
 @pytest.mark.parametrize(("frames", "expected"), [(1, 10.0), (5, 20.0), (9, 30.0), (17, 50.0)])
 def test_lengths_between_and_beyond_those_counted_lie_on_straight_lines(frames: int, expected: float) -> None:
-    assert Decoder(8, 1, ((1, 10.0), (9, 30.0))).at(frames) == expected
+    assert at_length(((1, 10.0), (9, 30.0)), frames) == expected
 
 
-def test_bytes_grow_with_the_channels_of_the_last_level() -> None:
-    narrow = decode_bytes_per_pixel("AutoencoderKLWan", {"base_dim": WAN_BASE}, num_frames=81)
-    wide = decode_bytes_per_pixel("AutoencoderKLWan", {"base_dim": 2 * WAN_BASE}, num_frames=81)
-    assert narrow is not None
-    assert wide == 2 * narrow
+def wan_bytes(*, pixels: int = 832 * 480, decoding: Decoding = Decoding.WHOLE, **config: int) -> float:
+    found = decode_bytes(
+        "AutoencoderKLWan", {"base_dim": WAN_BASE, **config}, pixels=pixels, num_frames=81, decoding=decoding
+    )
+    assert found is not None
+    return found
+
+
+def test_bytes_grow_with_pixels_and_with_the_channels_of_the_last_level() -> None:
+    assert wan_bytes(pixels=2 * 832 * 480) == 2 * wan_bytes()
+    assert wan_bytes(base_dim=2 * WAN_BASE) == 2 * wan_bytes()
 
 
 def test_a_last_level_of_patches_has_a_fraction_of_the_pixels() -> None:
-    whole = decode_bytes_per_pixel("AutoencoderKLWan", {"base_dim": WAN_BASE}, num_frames=81)
-    patched = decode_bytes_per_pixel("AutoencoderKLWan", {"base_dim": WAN_BASE, "patch_size": 2}, num_frames=81)
-    assert patched is not None
-    assert whole == 4 * patched
+    assert wan_bytes() == 4 * wan_bytes(patch_size=2)
+
+
+def test_tiles_take_less_than_large_frames_and_no_more_than_small_ones() -> None:
+    assert wan_bytes(decoding=Decoding.TILES) < 0.5 * wan_bytes()
+    assert wan_bytes(pixels=64 * 64, decoding=Decoding.TILES) == wan_bytes(pixels=64 * 64)
 
 
 @pytest.mark.parametrize(
@@ -49,4 +58,9 @@ def test_a_last_level_of_patches_has_a_fraction_of_the_pixels() -> None:
     ],
 )
 def test_what_was_not_counted_has_no_figure(name: str, config: dict[str, object]) -> None:
-    assert decode_bytes_per_pixel(name, config, num_frames=1) is None
+    assert decode_bytes(name, config, pixels=64, num_frames=1) is None
+
+
+@pytest.mark.parametrize(("name", "expected"), [("AutoencoderKLHunyuanVideo", True), ("AutoencoderKL", False)])
+def test_tiles_are_chosen_only_for_what_was_counted(name: str, expected: bool) -> None:
+    assert can_tile(name) is expected

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from planner.checkpoint import Checkpoint, read_checkpoint
 from planner.cluster import GIB, Cluster, NodeType, cluster_from_flags
-from planner.errors import PlanRequestError
-from planner.plan import AttentionBackend, Compilation, Mode, PlanRequest, Residency, ResidencyChoice
+from planner.errors import InfeasiblePlanError, PlanRequestError
+from planner.plan import AttentionBackend, Compilation, Decoding, Mode, PlanRequest, Residency, ResidencyChoice
 from planner.search import plan_group
 from tests.unit.planner.checkpoints import write_wan
 
@@ -87,3 +87,40 @@ def test_fallbacks_pin_less_and_are_complete(big: Checkpoint) -> None:
 def test_a_plan_that_pins_nothing_has_nothing_to_fall_back_to(wan: Checkpoint) -> None:
     assert plan_group(wan, CPU8, PlanRequest()).fallbacks == ()
     assert plan_group(wan, ONE_H100, PlanRequest()).fallbacks == ()
+
+
+# Decoding
+
+
+@pytest.fixture(scope="module")
+def hunyuan(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    pytest.importorskip("torch")
+    from tests.tools.skeletons import write_skeleton
+
+    return read_checkpoint(str(write_skeleton(tmp_path_factory.mktemp("hunyuan"), "HunyuanVideo")))
+
+
+def h100(gib: int) -> Cluster:
+    return cluster_from_flags(gpus_per_node=1, gpu_type="H100", gpu_memory_gib=gib, host_memory_gib=256)
+
+
+@pytest.mark.parametrize("mode", [Mode.AUTO, Mode.MEMORY])
+def test_tiles_are_taken_where_whole_frames_do_not_fit_and_the_plan_says_what_would_not(
+    hunyuan: Checkpoint, mode: Mode
+) -> None:
+    plan = plan_group(hunyuan, h100(24), PlanRequest(mode=mode))
+    assert plan.decoding is Decoding.TILES
+    whole = [entry for entry in plan.rejected if "decoding in tiles" not in entry.option]
+    assert any("GiB a GPU (decode)" in entry.reason for entry in whole)
+    assert max(plan.memory.gpu_peak_bytes) < 23 * GIB
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_whole_frames_are_decoded_wherever_they_fit(hunyuan: Checkpoint, mode: Mode) -> None:
+    assert plan_group(hunyuan, h100(80), PlanRequest(mode=mode)).decoding is Decoding.WHOLE
+
+
+def test_stated_decoding_wins(hunyuan: Checkpoint) -> None:
+    assert plan_group(hunyuan, h100(80), PlanRequest(decoding=Decoding.TILES)).decoding is Decoding.TILES
+    with pytest.raises(InfeasiblePlanError, match="drop decoding=whole"):
+        plan_group(hunyuan, h100(24), PlanRequest(decoding=Decoding.WHOLE))

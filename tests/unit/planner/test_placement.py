@@ -14,11 +14,12 @@ from planner.cluster import GIB, Cluster, cluster_from_flags
 from planner.costs import resolve_workload
 from planner.degrees import Degrees
 from planner.errors import InfeasiblePlanError, PlanRequestError
+from planner.execution import Execution
 from planner.fallbacks import find_fallbacks
 from planner.hardware import find_gpu
 from planner.memory import GIB as MEMORY_GIB
 from planner.memory import Placement, idle_bytes, pinned_bytes
-from planner.plan import Compilation, ComponentPlan, Mode, Plan, PlanRequest, Residency, ResidencyChoice
+from planner.plan import Compilation, ComponentPlan, Decoding, Mode, Plan, PlanRequest, Residency, ResidencyChoice
 from planner.prediction import Setting
 from planner.search import plan_group
 from tests.unit.planner.checkpoints import write_safetensors, write_wan
@@ -78,7 +79,7 @@ def knees(
         device="cuda",
         gpu=find_gpu("H100"),
         ranks_per_node=1,
-        compile=compilation,
+        execution=Execution((), compilation, Decoding.WHOLE),
     )
     placements = tuple(
         Placement(c, Residency.LAYERWISE if c.name.startswith("transformer") else Residency.RESIDENT, (0,))
@@ -268,7 +269,7 @@ def test_peaks_alone_are_those_of_the_timeline(
         device="cuda",
         gpu=None,
         ranks_per_node=num_ranks,
-        compile=Compilation.NONE,
+        execution=Execution((), Compilation.NONE, Decoding.WHOLE),
     )
     ranks = st.sampled_from([tuple(range(num_ranks)), *((rank,) for rank in range(num_ranks))])
     placements = tuple(

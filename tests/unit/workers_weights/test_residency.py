@@ -4,10 +4,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
+from diffusers.models.autoencoders.vae import AutoencoderMixin
 
-from planner.plan import AttentionBackend, Compilation, Plan, Residency, ResidencyChoice
+from planner.plan import AttentionBackend, Compilation, Decoding, Plan, Residency, ResidencyChoice
 from tests.plans import make_wan_plan
 from tests.tiny_checkpoints import make_tiny_wan
 from workers.calls import ComponentLoaded
@@ -169,3 +171,31 @@ def test_blocks_are_compiled_where_the_plan_says_so(wan: Path, monkeypatch: pyte
     assert compiled == []
     load(make_wan_plan(wan).model_copy(update={"compile": Compilation.BLOCKS}))
     assert compiled == ["WanTransformer3DModel"]
+
+
+# Decoding
+
+
+def decode(vae: Any, side: int) -> torch.Tensor:
+    """Pixels of a square of latents, so large that it is cut in tiles."""
+    latents = torch.randn(1, vae.config.z_dim, 1, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return vae.decode(latents, return_dict=False)[0]  # type: ignore[no-any-return]
+
+
+def test_plan_with_tiles_decodes_as_the_library_does_in_tiles(wan: Path) -> None:
+    plan = make_wan_plan(wan)
+    whole = load(plan)[0].modules["vae"]
+    tiled = load(plan.model_copy(update={"decoding": Decoding.TILES}))[0].modules["vae"]
+    reference = diffusers.AutoencoderKLWan.from_pretrained(wan / "vae").eval()
+    assert torch.equal(decode(whole, 48), decode(reference, 48))
+    reference.enable_tiling()
+    assert torch.equal(decode(tiled, 48), decode(reference, 48))
+    assert not torch.equal(decode(tiled, 48), decode(whole, 48))
+
+
+def test_autoencoder_that_knows_no_tiles_is_refused(wan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(diffusers.AutoencoderKLWan, "enable_tiling")
+    monkeypatch.delattr(AutoencoderMixin, "enable_tiling")
+    with pytest.raises(LoadError, match="vae: AutoencoderKLWan cannot decode in tiles; use decoding whole"):
+        load(make_wan_plan(wan).model_copy(update={"decoding": Decoding.TILES}))
