@@ -31,12 +31,14 @@ class Command:
     arguments: list[str]
     folder: Path
     executable: str = sys.executable
+    environment: dict[str, str] = field(default_factory=dict)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.stdout_file, self.stderr_file = self.folder / "stdout", self.folder / "stderr"
         environment = os.environ | {_MARK: self.mark, "TMPDIR": str(self.folder), "PYTHONPATH": str(ROOT)}
+        environment |= self.environment
         environment["XDG_STATE_HOME"] = str(self.folder / "state")  # jobs of a test are nobody else's
         with self.stdout_file.open("wb") as stdout, self.stderr_file.open("wb") as stderr:
             self.process = subprocess.Popen(
