@@ -1,5 +1,7 @@
 """One real Ray and one real app for all tests of this folder."""
 
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -63,6 +65,14 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
 def http(app: RunningApp) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=app.url, timeout=60) as client:
         yield client
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """With a path so short that Ray's sockets fit below it."""
+    path = Path(tempfile.mkdtemp(prefix="h-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 """The head node dies with everything on it and comes back, with Ray's state in Redis: groups and jobs outlive it."""
 
+import contextlib
 import json
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import yaml
 
 from deployments.config_check import IMPORT_PATH
 from deployments.local_serve import find_port
-from tests.serve.head_and_node import HOST, WITH_TOKEN, HeadAndNode, head_and_node
+from tests.serve.head_and_nodes import HOST, WITH_TOKEN, HeadAndNodes, kill_node, pids_on
 from tests.serve.processes import ROOT, Command, wait_until
 from tests.tools.private_redis import private_redis
 
@@ -23,18 +21,10 @@ RANK = "ray::RankActor"
 PROMPT = {"prompt": "a red circle", "seed": 1, "response_format": "b64_json"}
 NUM_JOBS = 6
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """With a path so short that Ray's sockets fit."""
-    path = Path(tempfile.mkdtemp(prefix="hh-", dir="/tmp"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
-
-
-def deploy(nodes: HeadAndNode, folder: Path) -> str:
+def deploy(nodes: HeadAndNodes, folder: Path) -> str:
     """Hands the app to Serve as a person does; the service's address."""
     port = find_port(HOST, 0)
     settings = {
@@ -69,21 +59,22 @@ def post(url: str, **body: Any) -> dict[str, Any]:
     return answer.json()  # type: ignore[no-any-return]
 
 
-def test_groups_and_accepted_jobs_outlive_the_head(folder: Path) -> None:
-    with private_redis() as redis, head_and_node(folder, redis, num_cpus=4) as nodes:
-        url = deploy(nodes, folder)
+def test_groups_and_accepted_jobs_outlive_the_head(short_folder: Path) -> None:
+    with private_redis() as redis, contextlib.closing(HeadAndNodes(short_folder, redis)) as nodes:
+        head, node = nodes.start_head(), nodes.start_node(num_cpus=4)
+        url = deploy(nodes, short_folder)
         wait_until(lambda: health(url) == 200, "health", timeout_s=180)
         picture = post(f"{url}/v1/images/generations", **PROMPT)["data"]
-        ranks = nodes.pids_on_node(RANK)
+        ranks = pids_on(node, RANK)
         assert len(ranks) == 2
         jobs = [
             post(f"{url}/v1/videos", prompt="a red circle moving right", seed=seed)["id"] for seed in range(NUM_JOBS)
         ]
 
-        nodes.kill_head()
+        kill_node(head)
         killed = time.monotonic()
         assert health(url) == 0
-        assert nodes.pids_on_node(RANK) == ranks
+        assert pids_on(node, RANK) == ranks
         nodes.start_head()
         wait_until(lambda: health(url) == 200, "health after the head's return", timeout_s=180)
         print(json.dumps({"health_back_s": round(time.monotonic() - killed, 1)}))
@@ -94,4 +85,4 @@ def test_groups_and_accepted_jobs_outlive_the_head(folder: Path) -> None:
         wait_until(lambda: states() <= {"completed", "failed"}, "the jobs' end", timeout_s=180)
         assert states() == {"completed"}
         assert post(f"{url}/v1/images/generations", **PROMPT)["data"] == picture
-        assert nodes.pids_on_node(RANK) == ranks, "the group was started anew"
+        assert pids_on(node, RANK) == ranks, "the group was started anew"
