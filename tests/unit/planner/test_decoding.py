@@ -8,7 +8,7 @@ from planner.plan import Decoding
 pytest.importorskip("torch")
 from tests.tools.make_decoder_table import CASES, measure
 
-QUICK = ("AutoencoderKL", "AutoencoderKLQwenImage", "AutoencoderKLLTXVideo")
+QUICK = ("AutoencoderKL", "AutoencoderKLQwenImage")
 WAN_BASE = 96
 
 
