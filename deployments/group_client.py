@@ -31,6 +31,7 @@ class CallStats:
         num_gpus: GPUs that the group holds.
         num_frames: 1 for a picture.
         num_serial_calls: denoiser calls that ran serially though the group has several lanes.
+        batch_size: pictures or clips that the pipeline's call made.
         num_failed_previews: asked for, and not shown.
     """
 
@@ -39,6 +40,7 @@ class CallStats:
     num_gpus: float
     num_frames: int
     num_serial_calls: int
+    batch_size: int
     num_failed_previews: int = 0
 
 

@@ -45,6 +45,7 @@ def make_call_stats(plan: Plan, result: GenerateResult) -> CallStats:
         num_gpus=sum(bundle.get("GPU", 0) for bundle in plan.group.bundles),
         num_frames=result.output.shape[1] if result.output_kind == "video" else 1,
         num_serial_calls=seam.learnt_signatures + seam.local_calls + seam.uncut_signatures,
+        batch_size=result.output.shape[0],
         num_failed_previews=result.num_failed_previews,
     )
 

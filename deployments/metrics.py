@@ -4,7 +4,7 @@ Labels are models, stages, ranks and words of fixed lists: nothing that a client
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
@@ -16,7 +16,26 @@ from workers.calls import Progress
 
 PREFIX = "heliograph"
 # From a step of a small model to a long video; the same for all, so that panels can be laid side by side.
-_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 600.0, 1800.0, 3600.0)
+_TIME_BUCKETS = (
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    600.0,
+    1800.0,
+    3600.0,
+)
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class ServiceMetrics:
@@ -43,6 +62,9 @@ class ServiceMetrics:
             "stage_time_seconds", "encode, denoise and decode of a call, as its group measured them", "model", "stage"
         )
         self.step_time = self._histogram("step_time_seconds", "a denoising step, on average of its call", "model")
+        self.batch_size = self._histogram(
+            "batch_size", "pictures or clips that one call of the pipeline made", "model", buckets=_BATCH_BUCKETS
+        )
         self.num_steps = self._counter("denoising_steps", "finished denoising steps of finished calls", "model")
         self.gpu_seconds = self._counter("gpu_seconds", "seconds of stages times the group's GPUs", "model")
         self.serial_calls = self._counter(
@@ -100,8 +122,8 @@ class ServiceMetrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
-        return Histogram(f"{PREFIX}_{name}", text, labels, registry=self.registry, buckets=_BUCKETS)
+    def _histogram(self, name: str, text: str, *labels: str, buckets: Sequence[float] = _TIME_BUCKETS) -> Histogram:
+        return Histogram(f"{PREFIX}_{name}", text, labels, registry=self.registry, buckets=buckets)
 
 
 class RequestMeter:
@@ -184,6 +206,7 @@ class RequestMeter:
         metrics, model = self._metrics, self._model
         for stage, seconds in stats.stage_seconds.items():
             metrics.stage_time.labels(model, stage).observe(seconds)
+        metrics.batch_size.labels(model).observe(stats.batch_size)
         metrics.gpu_seconds.labels(model).inc(sum(stats.stage_seconds.values()) * stats.num_gpus)
         metrics.serial_calls.labels(model).inc(stats.num_serial_calls)
         metrics.failed_previews.labels(model).inc(stats.num_failed_previews)

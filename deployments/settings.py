@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from deployments.choices import parse_residency, parse_size
 from planner.plan import PlanRequest
 
-# What a call sets by itself, or what would hand out more than pixels.
-_OWN_ARGUMENTS = frozenset({"prompt", "generator", "output_type", "return_dict", "num_images_per_prompt", "latents"})
+# What a call sets by itself, or what would hand out more than pixels. Callbacks are code; of a call with several
+# pictures a prompt (num_images_per_prompt, num_videos_per_prompt) only the first would be handed on.
+_OWN_ARGUMENTS = frozenset({"prompt", "generator", "output_type", "return_dict", "latents"})
 
 
 class _Settings(BaseModel):
@@ -143,7 +144,7 @@ class ModelSettings(_Settings):
     @classmethod
     def _extra_args_are_harmless(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
-            if name in _OWN_ARGUMENTS or name.startswith("callback"):
+            if name in _OWN_ARGUMENTS or name.startswith("callback") or name.endswith("_per_prompt"):
                 raise ValueError(f"{name!r} cannot be given to clients: the service sets it")
         return value
 

@@ -227,10 +227,14 @@ def test_metrics_of_all_ingress_replicas_come_from_whichever_is_asked(service):
         assert groups == {"running": 1, "wanted": 1}, "told once, not by each replica"
         totals = {
             name: sum(s.value for s in samples if s.name == f"heliograph_{name}")
-            for name in ("denoising_steps_total", "stage_time_seconds_count", "e2e_request_latency_seconds_count")
-        }
+            for name in (
+                "denoising_steps_total", "stage_time_seconds_count", "e2e_request_latency_seconds_count",
+                "batch_size_count", "batch_size_sum",
+            )
+        }  # fmt: skip
         assert totals["denoising_steps_total"] >= 3
         assert totals["stage_time_seconds_count"] == 3 * totals["e2e_request_latency_seconds_count"] > 0
+        assert totals["batch_size_count"] == totals["batch_size_sum"] == totals["e2e_request_latency_seconds_count"]
 
 
 def test_server_that_is_gone_is_said(page, service):

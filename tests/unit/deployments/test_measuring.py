@@ -54,6 +54,7 @@ def test_call_stats_are_of_this_call_and_this_group(plan: Plan, tmp_path: Path) 
     assert (stats.num_gpus, stats.num_frames) == (2, 17)
     on_cpu = make_call_stats(make_wan_plan(tmp_path), result(1, 64, 96, 3))
     assert (on_cpu.gpu_peak_bytes, on_cpu.num_gpus, on_cpu.num_frames) == ((), 0, 1)
+    assert (stats.batch_size, make_call_stats(plan, result(3, 64, 96, 3)).batch_size) == (1, 3)
 
 
 def test_plan_made_by_hand_gives_no_measurement(tmp_path: Path) -> None:

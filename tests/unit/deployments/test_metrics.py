@@ -146,7 +146,7 @@ def test_measured_is_set_beside_the_plan():
     )
     metrics = ServiceMetrics()
     metrics.watch("m", plan, num_wanted=1)
-    stats = CallStats({"encode": 1.0, "denoise": 10.0, "decode": 1.0}, (1000, 500), 2, 1, 7)
+    stats = CallStats({"encode": 1.0, "denoise": 10.0, "decode": 1.0}, (1000, 500), 2, 1, 7, batch_size=1)
     for width in (64, 128):
         with RequestMeter(metrics, "m", plan) as meter:
             meter.on_event(Progress(stage="denoise", step=4, num_steps=10 if width == 128 else 4, seconds_left=None))
@@ -164,6 +164,20 @@ def test_measured_is_set_beside_the_plan():
     assert value("step_time_seconds_sum") == 3.5
     assert value("stage_time_seconds_sum", stage="denoise") == 20.0
     assert value("seam_serial_calls_total") == 14
+
+
+def test_batch_size_counts_calls_by_the_pictures_of_each():
+    metrics, plan = ServiceMetrics(), make_wan_plan(Path("/x"))
+    for batch_size in (1, 1, 3):
+        stats = CallStats({}, (), 0, 1, 0, batch_size=batch_size)
+        with RequestMeter(metrics, "m", plan) as meter:
+            meter.on_event(GeneratedMedia(content=b"", seed=1, width=32, height=32, stats=stats))
+    values = {
+        upper: metrics.registry.get_sample_value("heliograph_batch_size_bucket", {"model": "m", "le": upper})
+        for upper in ("1.0", "2.0", "4.0")
+    }
+    assert values == {"1.0": 2, "2.0": 2, "4.0": 3}
+    assert metrics.registry.get_sample_value("heliograph_batch_size_sum", {"model": "m"}) == 5
 
 
 class FakeHandle:

@@ -66,6 +66,7 @@ async def test_models_and_health_are_of_all(client, groups):
         ({"models": [MODELS[0], MODELS[0]]}, "twice"),
         ({"models": [{"chekpoint": "a"}]}, "did you mean 'checkpoint'"),
         ({"checkpoint": "a", "extra_args": ["generator"]}, "generator"),
+        ({"checkpoint": "a", "extra_args": ["num_videos_per_prompt"]}, "num_videos_per_prompt"),
         ({"checkpoint": "a", "extra_args": ["callback_on_step_end"]}, "callback_on_step_end"),
     ],
 )
