@@ -110,6 +110,11 @@ class Admission:
         """Predicted seconds until the groups are through with all there is."""
         return sum(ticket.seconds_left for ticket in self._tickets) / self._num_servers
 
+    @property
+    def known_seconds(self) -> float | None:
+        """`queued_seconds`; None while there is work, and nothing says how long it takes."""
+        return self.queued_seconds if self._model.knows_seconds or not self._tickets else None
+
     def _check(self, work: Work) -> None:
         if self._num_admitted >= self._max_requests:
             next_s = self.queued_seconds / len(self._tickets)

@@ -175,7 +175,30 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """`GET /live` and `GET /health`."""
+    """`GET /live`."""
 
     status: Literal["ok", "busy", "unavailable"]
     detail: str = ""
+
+
+class Queue(BaseModel):
+    """What is there for a model's groups, of all ingress replicas.
+
+    Attributes:
+        num_running: pictures and videos that groups work on.
+        num_waiting: those that wait for a group.
+        num_untaken_jobs: accepted jobs that no ingress replica has taken yet; they are in no other number.
+        seconds_left: predicted, until the groups are through with what runs and waits; None if nothing predicts it.
+    """
+
+    model: str
+    num_running: int
+    num_waiting: int
+    num_untaken_jobs: int
+    seconds_left: float | None
+
+
+class HealthReport(Health):
+    """`GET /health`; `queues` has an entry a model, or none where they were not known in time."""
+
+    queues: list[Queue]

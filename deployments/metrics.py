@@ -3,6 +3,7 @@
 Labels are models, stages, ranks and words of fixed lists: nothing that a client wrote, and no ids.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
@@ -27,6 +28,9 @@ class ServiceMetrics:
         self.registry, self.shared = CollectorRegistry(), CollectorRegistry()
         self.num_running = self._gauge("num_requests_running", "pictures and videos that a group works on", "model")
         self.num_waiting = self._gauge("num_requests_waiting", "pictures and videos that wait for a group", "model")
+        self.queued_seconds = self._gauge(
+            "queued_work_seconds", "predicted, until the groups are through with what waits and runs", "model"
+        )
         self.success = self._counter(
             "request_success", "finished pictures and videos: completed, or cancelled by their client",
             "model", "finished_reason",
@@ -73,7 +77,9 @@ class ServiceMetrics:
             "num_groups", "groups by state: running, as Serve says, and wanted", "model", "state"
         )
         self.num_jobs = self._shared("num_jobs_unfinished", "accepted jobs in the database", "model")
-        self.replicas_left_out = self._counter("metrics_replicas_left_out", "ingress replicas that a scrape missed")
+        self.replicas_left_out = self._counter(
+            "metrics_replicas_left_out", "ingress replicas that a scrape or /health missed"
+        )
         self.http_errors = self._counter(
             "http_errors", "answers that are errors, by status and the error's code: all refusals", "status", "code"
         )
@@ -82,13 +88,17 @@ class ServiceMetrics:
         """This replica's own, as it stands now."""
         return list(self.registry.collect())
 
-    def watch(self, model: str, plan: Plan, *, num_wanted: int) -> None:
-        """Makes a model's series stand from the start, so that rates know their zero, and sets the plan's figures."""
+    def watch(self, model: str, plan: Plan, *, num_wanted: int, queued_seconds: Callable[[], float | None]) -> None:
+        """Makes a model's series stand from the start, so that rates know their zero, and sets the plan's figures.
+
+        `queued_seconds` is asked at each collection; its None is shown as NaN.
+        """
         for metric in (self.num_running, self.num_waiting, self.num_steps, self.gpu_seconds, self.group_deaths):
             metric.labels(model)
         for reason in ("completed", "cancelled"):
             self.success.labels(model, reason)
         self.num_groups.labels(model, "wanted").set(num_wanted)
+        self.queued_seconds.labels(model).set_function(lambda: _number(queued_seconds()))
         if plan.device == "cuda":
             for rank, num_bytes in enumerate(plan.memory.gpu_peak_bytes):
                 self.gpu_peak_predicted.labels(model, str(rank)).set(num_bytes)
@@ -210,6 +220,10 @@ class RequestMeter:
             return
         if shape == (planned.width, planned.height, planned.num_frames):
             self._metrics.step_ratio.labels(self._model).set(predicted_s / step_s)
+
+
+def _number(known: float | None) -> float:
+    return math.nan if known is None else known
 
 
 def merge(replicas: Iterable[tuple[str, Iterable[Metric]]]) -> list[Metric]:

@@ -65,7 +65,7 @@ class PeerMetrics:
         num_missing = sum(not isinstance(answer, ReplicaMetrics) for answer in answers)
         if num_missing:
             self._metrics.replicas_left_out.inc(num_missing)
-            logger.warning("/metrics: %d ingress replicas did not answer", num_missing)
+            logger.warning("%d ingress replicas did not say their metrics", num_missing)
         own = self._own()
         return list({**found, own.replica: own}.values())
 
@@ -86,16 +86,24 @@ class ErrorCount:
         await self._app({**scope, ON_ERROR: count}, receive, send)
 
 
-def metrics_router(service: Service, desk: JobDesk, gather: Gather | None) -> APIRouter:
-    """`/metrics`. Without `gather` there is this process alone."""
+def only_this_replica(service: Service) -> Gather:
+    """Where there is this process alone."""
+
+    async def gather() -> Sequence[ReplicaMetrics]:
+        return [ReplicaMetrics("0", service.metrics.collect())]
+
+    return gather
+
+
+def metrics_router(service: Service, desk: JobDesk, gather: Gather) -> APIRouter:
+    """`/metrics`."""
     router = APIRouter()
 
     @router.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """Prometheus metrics of all ingress replicas and the groups that they talked to."""
         await _refresh(service, desk)
-        replicas = [ReplicaMetrics("0", service.metrics.collect())] if gather is None else await gather()
-        merged = merge((one.replica, one.metrics) for one in replicas)
+        merged = merge((one.replica, one.metrics) for one in await gather())
         return Response(
             generate_latest(_Collected([*merged, *service.metrics.shared.collect()])), media_type=CONTENT_TYPE_LATEST
         )

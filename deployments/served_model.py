@@ -74,6 +74,10 @@ class ServedModel:
         """Whether it is normal that no group is up."""
         return self.settings.autoscaling is not None and self.settings.autoscaling.min_replicas == 0
 
+    def queued_seconds(self) -> float | None:
+        """Predicted seconds until the groups are through with what this replica has for them; None if unknown."""
+        return self.admission.known_seconds
+
     async def prepare(self) -> None:
         """Learns what the groups can do as soon as one is up, so that wrong requests are refused without queueing."""
         self._description = await self.group.describe()

@@ -51,7 +51,12 @@ class Service:
         self.models = {model.name: model for model in models}
         self.metrics = ServiceMetrics()
         for model in models:
-            self.metrics.watch(model.name, model.plan, num_wanted=model.settings.num_replicas)
+            self.metrics.watch(
+                model.name,
+                model.plan,
+                num_wanted=model.settings.num_replicas,
+                queued_seconds=model.queued_seconds,
+            )
 
     async def generate(self, request: MediaRequest) -> MediaResponse:
         """Makes all that is asked for.

@@ -43,6 +43,11 @@ class WorkModel:
             num_steps = num_planned_steps or plan.defaults.num_inference_steps or _USUAL_NUM_STEPS
             self._rest_s = max(0.0, predicted.request_s - num_steps * predicted.step_s) / volume
 
+    @property
+    def knows_seconds(self) -> bool:
+        """Whether anything was predicted or measured yet."""
+        return self._step_s is not None
+
     def work_of(self, request: GenerationRequest) -> Work:
         """What a request asks for, with the checkpoint's defaults."""
         width, height, num_frames = _shape_of(request, self._plan)

@@ -88,6 +88,10 @@ class JobDesk:
         """Accepted jobs of a model that are neither finished nor failed."""
         return await self._store.num_unfinished(model)
 
+    async def num_untaken(self) -> dict[str, int]:
+        """Accepted jobs that no replica has taken yet, by model."""
+        return await self._store.num_untaken()
+
     async def get(self, job_id: str, *, owner: str, kind: JobKind) -> Job:
         """A job.
 

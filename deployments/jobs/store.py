@@ -70,6 +70,12 @@ class JobStore:
         rows = await self._read(select(func.count()).select_from(jobs).where(unfinished))
         return int(rows[0][0])
 
+    async def num_untaken(self) -> dict[str, int]:
+        """Jobs that wait for a replica to take them, by model; models that have none are left out."""
+        untaken = and_(jobs.c.state.in_(UNFINISHED), _unleased(DatabaseNow()))
+        rows = await self._read(select(jobs.c.model, func.count()).where(untaken).group_by(jobs.c.model))
+        return {model: int(number) for model, number in rows}
+
     async def get(self, job_id: str, *, owner: str, kind: JobKind) -> Job | None:
         """A job, unless it is somebody else's or expired."""
         rows = await self._read(select(*_PUBLIC).where(_visible(owner, kind), jobs.c.id == job_id))
@@ -99,7 +105,7 @@ class JobStore:
             jobs.c.state.in_(UNFINISHED),
             jobs.c.model.in_(models),
             jobs.c.not_before <= now,
-            or_(jobs.c.lease_owner.is_(None), jobs.c.lease_expires_at < now),
+            _unleased(now),
         )
         oldest = select(jobs.c.id).where(due).order_by(jobs.c.created_at, jobs.c.id).limit(1)
         statement = (
@@ -237,6 +243,10 @@ class JobStore:
 def _visible(owner: str, kind: JobKind) -> ColumnElement[bool]:
     alive = or_(jobs.c.expires_at.is_(None), jobs.c.expires_at > DatabaseNow())
     return and_(jobs.c.owner == owner, jobs.c.kind == kind, alive)
+
+
+def _unleased(now: DatabaseNow) -> ColumnElement[bool]:
+    return or_(jobs.c.lease_owner.is_(None), jobs.c.lease_expires_at < now)
 
 
 def _as_job(row: Row[Any]) -> Job:

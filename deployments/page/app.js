@@ -1,4 +1,4 @@
-// The page: the form, one running request at a time, this session's gallery, the state of the groups.
+// The page: the form, one running request at a time, this session's gallery, the state of the groups and of their queues.
 
 import { ApiError, getJson, getKey, request, setKey, streamEvents } from "./api.js";
 import { seconds, showPlan } from "./plan.js";
@@ -265,6 +265,20 @@ async function checkHealth() {
   const words = { ok: "a group is free", busy: "all groups are at work", unknown: "unknown", gone: "no connection", unavailable: "unavailable" };
   at("health").dataset.state = answer.status;
   at("health-text").textContent = answer.status === "ok" || answer.status === "busy" ? words[answer.status] : answer.detail || words[answer.status];
+  showQueues(answer.queues ?? []);
+}
+
+function showQueues(queues) {
+  at("queues").hidden = queues.length === 0;
+  at("queues").replaceChildren(...queues.map(({ model, num_running, num_waiting, num_untaken_jobs, seconds_left }) => {
+    const name = document.createElement("b");
+    name.textContent = model;
+    const jobs = num_untaken_jobs ? `, and ${num_untaken_jobs} ${num_untaken_jobs === 1 ? "job" : "jobs"} after that` : "";
+    const left = seconds_left ? `, about ${seconds(seconds_left)} left` : "";
+    const item = document.createElement("li");
+    item.append(name, ` ${num_running} running, ${num_waiting} waiting${left}${jobs}`);
+    return item;
+  }));
 }
 
 async function loadModels() {

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -191,6 +192,23 @@ def test_cancel_frees_the_group_and_says_so(page):
     assert page.locator("#view img").count() == 0
     page.locator("#health[data-state=ok]").wait_for()
     assert page.locator("#generate").is_enabled()
+
+
+def test_queue_of_all_ingress_replicas_is_shown_while_there_is_one(page, service):
+    body = {
+        "prompt": "a blue square", "num_inference_steps": int(SLOW_STEPS), "size": "128x128", "n": 10, "stream": True,
+    }  # fmt: skip
+    as_alice = {"Authorization": f"Bearer {KEY}"}
+    with httpx.Client(base_url=service.url, headers=as_alice, timeout=60) as client, ExitStack() as streams:
+        for _ in range(3):
+            streams.enter_context(client.stream("POST", "/v1/images/generations", json=body))
+        queue = page.get_by_role("list", name="What runs and waits").get_by_role("listitem")
+        playwright.expect(queue).to_have_text(re.compile("^shapes 1 running, 2 waiting"), timeout=WAIT_MS)
+        page.set_viewport_size({"width": 360, "height": 740})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert queue.is_visible()
+    # Their clients have left: nobody waits any more.
+    playwright.expect(queue).to_have_text("shapes 0 running, 0 waiting", timeout=WAIT_MS)
 
 
 def test_servers_message_is_shown_as_it_is(page):

@@ -166,6 +166,7 @@ def test_without_a_prediction_the_first_picture_tells():
     work = model.work_of(picture())
     with admission.admitted(work), admission.admitted(work), admission.admitted(work):
         assert admission.queued_seconds == 0.0, "nothing is known yet"
+        assert admission.known_seconds is None
     run_picture(admission, model, clock, step_s=2.0, rest_s=1.0)
     assert model.seconds_left(work) == pytest.approx(21.0)
 

@@ -101,6 +101,18 @@ async def test_oldest_job_of_a_served_model_comes_first(store):
     assert await take(store, "3") is None
 
 
+async def test_jobs_of_nobody_are_counted_by_model_those_of_a_dead_replica_among_them(store):
+    for job_id, model in (("video_1", "shapes"), ("video_2", "shapes"), ("video_3", "other")):
+        await store.add(make_job(job_id, model=model))
+    await take(store, "first")
+    assert await store.num_untaken() == {"shapes": 1, "other": 1}
+    await expire_leases(store)
+    assert await store.num_untaken() == {"shapes": 2, "other": 1}
+    await take(store, "second", models=("other",))
+    await store.complete("video_3", token="second", files=[FILE])
+    assert await store.num_untaken() == {"shapes": 2}
+
+
 async def test_job_of_a_dead_replica_begins_again_and_the_dead_one_can_write_nothing_more(store):
     await store.add(make_job("video_1"))
     await take(store, "first")

@@ -145,7 +145,7 @@ def test_measured_is_set_beside_the_plan():
         }
     )
     metrics = ServiceMetrics()
-    metrics.watch("m", plan, num_wanted=1)
+    metrics.watch("m", plan, num_wanted=1, queued_seconds=lambda: None)
     stats = CallStats({"encode": 1.0, "denoise": 10.0, "decode": 1.0}, (1000, 500), 2, 1, 7, batch_size=1)
     for width in (64, 128):
         with RequestMeter(metrics, "m", plan) as meter:

@@ -1,4 +1,4 @@
-"""Whatever fits the OpenAPI document, and what nearly does, gets a status that the document knows, and no failure."""
+"""Whatever fits the OpenAPI document, and what nearly does, gets an answer that the document knows, and no failure."""
 
 import asyncio
 import dataclasses
@@ -11,7 +11,7 @@ import schemathesis.openapi
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import status_code_conformance
+from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
 from deployments.front import open_front
 from deployments.http_api import build_api
@@ -33,6 +33,7 @@ _OPERATIONS = (
     "POST /v1/videos/{video_id}/cancel", "GET /v1/videos/{video_id}/content", "GET /v1/models", "GET /live",
     "GET /health", "GET /plan", "GET /metrics",
 )  # fmt: skip
+CHECKS = [not_a_server_error, status_code_conformance, response_schema_conformance]
 
 # Those whose input can be wrong: any text is an id.
 _TYPED = (
@@ -99,7 +100,7 @@ def test_form_of_edits_is_documented_by_the_names_that_are_read(api):
     + [(label, GenerationMode.NEGATIVE) for label in _TYPED],
     ids=str,
 )
-def test_any_request_gets_a_documented_status(loop, api, schema, label, mode):
+def test_any_request_gets_a_documented_answer(loop, api, schema, label, mode):
     operation = schema.find_operation_by_label(label)
 
     @settings(
@@ -108,6 +109,6 @@ def test_any_request_gets_a_documented_status(loop, api, schema, label, mode):
     )  # fmt: skip
     @given(case=operation.as_strategy(generation_mode=mode))
     def check(case):
-        case.validate_response(send(loop, api, case), checks=[not_a_server_error, status_code_conformance])
+        case.validate_response(send(loop, api, case), checks=CHECKS)
 
     check()
