@@ -74,7 +74,7 @@ class JobStore:
         """Jobs that wait for a replica to take them, by model; models that have none are left out."""
         untaken = and_(jobs.c.state.in_(UNFINISHED), _unleased(DatabaseNow()))
         rows = await self._read(select(jobs.c.model, func.count()).where(untaken).group_by(jobs.c.model))
-        return {model: int(number) for model, number in rows}
+        return {row[0]: int(row[1]) for row in rows}
 
     async def get(self, job_id: str, *, owner: str, kind: JobKind) -> Job | None:
         """A job, unless it is somebody else's or expired."""
