@@ -96,23 +96,28 @@ class JobError(BaseModel):
     message: str
 
 
-class Video(BaseModel):
-    """OpenAI's video job, with the seed."""
+class JobAnswer(BaseModel):
+    """What pictures' and videos' jobs have in common."""
 
     id: str
-    object: Literal["video"] = "video"
     status: Literal["queued", "in_progress", "completed", "failed"]
     progress: int
     created_at: int
     completed_at: int | None
     expires_at: int | None
     model: str
-    prompt: str
-    seconds: str
     size: str
-    remixed_from_video_id: None = None
     error: JobError | None
     seed: int
+
+
+class Video(JobAnswer):
+    """OpenAI's video job, with the seed."""
+
+    object: Literal["video"] = "video"
+    prompt: str
+    seconds: str
+    remixed_from_video_id: None = None
 
 
 class VideoList(BaseModel):
@@ -133,20 +138,10 @@ class DeletedVideo(BaseModel):
     deleted: Literal[True] = True
 
 
-class ImageJob(BaseModel):
+class ImageJob(JobAnswer):
     """A picture job (`background_job`); `data` is there when it is completed."""
 
-    id: str
     object: Literal["image.job"] = "image.job"
-    status: Literal["queued", "in_progress", "completed", "failed"]
-    progress: int
-    created_at: int
-    completed_at: int | None
-    expires_at: int | None
-    model: str
-    size: str
-    error: JobError | None
-    seed: int
     data: list[MediaItem] | None = None
 
 

@@ -11,6 +11,7 @@ from deployments.bodies import read_body, read_json
 from deployments.content import FILE, content_response
 from deployments.errors import BadRequestError
 from deployments.events import stream_events
+from deployments.jobs.answer import job_fields
 from deployments.jobs.desk import JobDesk
 from deployments.jobs.headers import IdempotencyKey, poll_headers
 from deployments.jobs.records import UNFINISHED, Job, JobState
@@ -18,7 +19,6 @@ from deployments.jobs.runner import read_request
 from deployments.keys import Owner
 from deployments.schemas import ImageEditRequest, ImageRequest
 from deployments.service import Service
-from deployments.videos_api import job_error
 
 _ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": ImageJob, "description": "With `background_job`: a job"}}
 _JSON = {"application/json": {"schema": ImageRequest.model_json_schema()}}
@@ -135,19 +135,8 @@ class _Answers:
         )
 
     async def job(self, job: Job, http: Request) -> ImageJob:
-        return ImageJob(
-            id=job.id,
-            status=job.state.value,
-            progress=job.progress,
-            created_at=int(job.created_at),
-            completed_at=None if job.completed_at is None else int(job.completed_at),
-            expires_at=None if job.expires_at is None else int(job.expires_at),
-            model=job.model,
-            size=job.size,
-            error=job_error(job),
-            seed=job.seed,
-            data=await self._items(job, http) if job.state is JobState.COMPLETED else None,
-        )
+        data = await self._items(job, http) if job.state is JobState.COMPLETED else None
+        return ImageJob(**job_fields(job), data=data)
 
     async def _items(self, job: Job, http: Request) -> list[MediaItem]:
         request = read_request(job, None)

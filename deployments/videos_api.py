@@ -4,9 +4,10 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
-from deployments.answers import DeletedVideo, JobError, Video, VideoList
+from deployments.answers import DeletedVideo, Video, VideoList
 from deployments.bodies import read_body
 from deployments.content import FILE, content_response
+from deployments.jobs.answer import job_fields
 from deployments.jobs.desk import JobDesk
 from deployments.jobs.headers import IdempotencyKey, poll_headers
 from deployments.jobs.records import UNFINISHED, Job
@@ -46,7 +47,7 @@ def videos_router(desk: JobDesk, limits: Limits, errors: dict[int | str, dict[st
     ) -> VideoList:
         """The caller's videos by time of creation."""
         page = await desk.page(owner=owner, kind="video", after=after, limit=limit, order=order)
-        data = [as_video(job) for job in page.jobs]
+        data = [_as_video(job) for job in page.jobs]
         first, last = (data[0].id, data[-1].id) if data else (None, None)
         return VideoList(data=data, first_id=first, last_id=last, has_more=page.has_more)
 
@@ -79,30 +80,11 @@ def videos_router(desk: JobDesk, limits: Limits, errors: dict[int | str, dict[st
     return router
 
 
-def as_video(job: Job) -> Video:
-    """A job in OpenAI's form."""
-    return Video(
-        id=job.id,
-        status=job.state.value,
-        progress=job.progress,
-        created_at=int(job.created_at),
-        completed_at=None if job.completed_at is None else int(job.completed_at),
-        expires_at=None if job.expires_at is None else int(job.expires_at),
-        model=job.model,
-        prompt=read_request(job, None).prompt,
-        seconds=job.seconds,
-        size=job.size,
-        error=job_error(job),
-        seed=job.seed,
-    )
-
-
-def job_error(job: Job) -> JobError | None:
-    """Why a job failed."""
-    return JobError(code=job.error_code, message=job.error_message or "") if job.error_code else None
-
-
 def _answer(job: Job, response: Response) -> Video:
     if job.state in UNFINISHED:
         response.headers.update(poll_headers())
-    return as_video(job)
+    return _as_video(job)
+
+
+def _as_video(job: Job) -> Video:
+    return Video(**job_fields(job), prompt=read_request(job, None).prompt, seconds=job.seconds)

@@ -73,8 +73,10 @@ class JobStore:
     async def num_untaken(self) -> dict[str, int]:
         """Jobs that wait for a replica to take them, by model; models that have none are left out."""
         untaken = and_(jobs.c.state.in_(UNFINISHED), _unleased(DatabaseNow()))
-        rows = await self._read(select(jobs.c.model, func.count()).where(untaken).group_by(jobs.c.model))
-        return {row[0]: int(row[1]) for row in rows}
+        rows = await self._read(
+            select(jobs.c.model, func.count().label("num_jobs")).where(untaken).group_by(jobs.c.model)
+        )
+        return {row.model: int(row.num_jobs) for row in rows}
 
     async def get(self, job_id: str, *, owner: str, kind: JobKind) -> Job | None:
         """A job, unless it is somebody else's or expired."""
