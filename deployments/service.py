@@ -19,7 +19,7 @@ from deployments.answers import (
     ProgressEvent,
 )
 from deployments.errors import BadRequestError, RequestTimeoutError, UnknownModelError
-from deployments.group_client import GroupEvent, PreviewFile
+from deployments.group_client import GroupEvent, GroupsStatus, PreviewFile
 from deployments.metrics import RequestMeter, ServiceMetrics
 from deployments.schemas import GenerationRequest, ImageEditRequest, ImageRequest, VideoRequest
 from deployments.served_model import ServedModel
@@ -183,18 +183,22 @@ class Service:
             async with asyncio.timeout(2 * timeout_s):
                 groups = await model.group.status()
                 if groups.num_running == 0:
-                    if model.may_be_down and groups.may_be_none:
-                        return Health(status="busy", detail="no group is up: the next request starts one")
-                    return Health(status="unavailable", detail="no group is up yet")
+                    return _without_group(model, groups)
                 probe = await model.group.probe(timeout_s=timeout_s)
-                if probe == "unreached" and (await model.group.status()).num_running == 0:
-                    # It had died, and Serve had not found out when it was asked first.
-                    return Health(status="unavailable", detail="no group is up any more")
+                if probe == "unreached" and (groups := await model.group.status()).num_running == 0:
+                    # It had gone, and Serve had not found out when it was asked first.
+                    return _without_group(model, groups)
         except TimeoutError:
             return Health(status="unavailable", detail="Serve does not say which groups are up")
         if probe == "dead":
             return Health(status="unavailable", detail="a group does not answer")
         return Health(status="ok") if probe == "ok" else Health(status="busy", detail="all groups are at work")
+
+
+def _without_group(model: ServedModel, groups: GroupsStatus) -> Health:
+    if model.may_be_down and groups.may_be_none:
+        return Health(status="busy", detail="no group is up: the next request starts one")
+    return Health(status="unavailable", detail="no group is up")
 
 
 def draw_seed() -> int:

@@ -95,16 +95,20 @@ async def test_video_events_carry_a_video():
     assert events[-1].output_format == "mp4"
 
 
-async def test_health_is_not_busy_when_the_group_that_could_not_be_reached_turns_out_to_be_dead():
+@pytest.mark.parametrize(("may_be_none", "expected"), [(False, "unavailable"), (True, "busy")])
+async def test_group_that_could_not_be_reached_and_turns_out_to_be_gone_had_died_or_was_scaled_down(
+    may_be_none, expected
+):
     groups = FakeGroups()
     groups.probe_answer = "unreached"
     known = iter([1, 0])  # Serve finds out while the group is asked
 
     async def status():
-        return GroupsStatus(next(known), may_be_none=False)
+        return GroupsStatus(next(known), may_be_none=may_be_none)
 
     groups.status = status
-    assert (await make_service(groups).health()).status == "unavailable"
+    scaling = {"min_replicas": 0, "max_replicas": 2}
+    assert (await make_service(groups, autoscaling=scaling).health()).status == expected
 
 
 @pytest.mark.parametrize(
