@@ -5,8 +5,10 @@ import os
 import re
 import signal
 import time
+from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.serve.conftest import SHAPES
@@ -26,7 +28,6 @@ class ScaledService:
     """A service of at most one group, as a process."""
 
     def __init__(self, command):
-        self.command = command
         command.wait_for_line("Ctrl-C stops it", timeout_s=150)
         self.url = re.search(r"http://127\.0\.0\.1:\d+", command.stderr)[0]
 
@@ -36,10 +37,17 @@ class ScaledService:
     def picture(self):
         return httpx.post(f"{self.url}/v1/images/generations", json=BODY, timeout=_RESTART_TIMEOUT_S)
 
-    def num_warm_groups(self):
-        """Groups that have ever been ready to answer."""
-        logs = self.command.folder.glob("heliograph-*/session_2*/logs/serve/replica_*Group*")
-        return sum("warm-up (" in log.read_text(errors="replace") for log in logs)
+
+def log_folder():
+    """Where Serve's replicas log; the group that is up has a file open there."""
+    (coordinator,) = pids_of(COORDINATOR)
+    paths = [Path(file.path) for file in psutil.Process(coordinator).open_files()]
+    return next(path.parent for path in paths if path.name.startswith("replica_"))
+
+
+def num_warm_groups(logs):
+    """Groups that have ever been ready to answer."""
+    return sum("warm-up (mp4)" in log.read_text(errors="replace") for log in logs.glob("replica_*Group*"))
 
 
 @pytest.mark.full
@@ -54,12 +62,13 @@ def test_health_is_503_from_the_only_groups_death_until_the_next_one_answers(run
     service = ScaledService(run_heliograph("serve", config, "--port", "0"))
     assert service.health().status_code == 200, "none is needed yet"
     assert service.picture().status_code == 200
+    logs = log_folder()
     for victims in (RANKS, COORDINATOR):
-        num_warm = service.num_warm_groups()
+        num_warm = num_warm_groups(logs)
         assert num_warm > 0
         kill_all(victims)
         assert num_refusals(service) > 0, "it was 503 meanwhile"
-        assert service.num_warm_groups() > num_warm, "no 200 before a new group could answer"
+        assert num_warm_groups(logs) > num_warm, "no 200 before a new group could answer"
         assert service.picture().status_code == 200
     wait_until(lambda: not pids_of(COORDINATOR), "scaled down to none", timeout_s=_RESTART_TIMEOUT_S)
     away = service.health()
