@@ -79,6 +79,8 @@ def get_planner_actor(*, timeout_s: float = START_TIMEOUT_S) -> Any:
     remote = ray.remote(PlannerActor).options(
         name=f"planner-{code_hash()}", namespace=NAMESPACE, get_if_exists=True, num_cpus=0, num_gpus=0, max_restarts=0,
         resources=_ON_HEAD,
+        # Asked by a group, it would else be looked for in the group's own bundles, which have no head node.
+        scheduling_strategy="DEFAULT",
     )  # fmt: skip
     actor = remote.remote()
     try:

@@ -29,6 +29,7 @@ class RunningApp:
     url: str
     handle: Any
     results: Path
+    profiles: Path
 
     def client(self) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
@@ -53,12 +54,13 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
                 "start_timeout_s": 150,
                 "max_queued_seconds": 1e6,  # tests ask for thousands of steps and take them back
                 "jobs": {"lease_s": 3.0},
+                "profiles": str(state / "profiles"),
                 "state": {"folder": str(state)},
             }
         )
         port = find_port("127.0.0.1", 0)
         handle = run_app(settings, host="127.0.0.1", port=port, logs=logs)
-        yield RunningApp(f"http://127.0.0.1:{port}", handle, state / "results")
+        yield RunningApp(f"http://127.0.0.1:{port}", handle, state / "results", state / "profiles")
 
 
 @pytest.fixture

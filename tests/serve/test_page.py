@@ -46,6 +46,7 @@ class Service:
             "checkpoint": str(SHAPES),
             "plan": {"device": "cpu", "num_ranks": 2, "cfg_degree": 2, "cpus_per_rank": 0.5},
             "api_keys": [KEPT.model_dump()],
+            "max_queued_seconds": 1e6,  # nothing here is refused for its length
             "state": {"folder": str(folder / "state")},
         }
         config = folder / "config.yaml"
@@ -201,7 +202,8 @@ def test_queue_of_all_ingress_replicas_is_shown_while_there_is_one(page, service
     as_alice = {"Authorization": f"Bearer {KEY}"}
     with httpx.Client(base_url=service.url, headers=as_alice, timeout=60) as client, ExitStack() as streams:
         for _ in range(3):
-            streams.enter_context(client.stream("POST", "/v1/images/generations", json=body))
+            response = streams.enter_context(client.stream("POST", "/v1/images/generations", json=body))
+            assert response.status_code == 200
         queue = page.get_by_role("list", name="What runs and waits").get_by_role("listitem")
         playwright.expect(queue).to_have_text(re.compile("^shapes 1 running, 2 waiting"), timeout=WAIT_MS)
         page.set_viewport_size({"width": 360, "height": 740})

@@ -11,12 +11,18 @@ from planner.cluster import GIB, Cluster, NodeType
 from planner.plan import PlanRequest
 from planner.profiles import read_measurements
 from planner.search import plan_group
-from tests.serve.conftest import SHAPES
+from tests.serve.conftest import SHAPES, RunningApp
 from tests.serve.processes import ROOT, Command
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(300)]
+
+def test_what_the_warm_up_of_a_running_app_measured_is_kept(app: RunningApp) -> None:
+    fingerprint = read_checkpoint(str(SHAPES)).fingerprint
+    measurements = read_measurements(str(app.profiles), checkpoint_fingerprint=fingerprint)
+    assert {m.key.shape.num_frames > 1 for m in measurements} == {False, True}, "a picture and a video"
 
 
+@pytest.mark.full
+@pytest.mark.timeout(300)
 def test_warm_up_is_kept_and_corrects_the_next_plan(run_heliograph: Callable[..., Command], tmp_path: Path) -> None:
     profiles = tmp_path / "profiles"
     config = (ROOT / "examples" / "shapes.yaml").read_text()
