@@ -104,6 +104,7 @@ def test_request_whose_rank_stops_gets_its_picture_from_the_next_group(app, http
     wait_until(lambda: not set(before) & set(rank_pids()), "the stopped rank's end", timeout_s=60)
 
 
+@pytest.mark.full
 def test_idle_group_that_loses_a_rank_is_replaced(http):
     before = rank_pids()
     os.kill(before[0], signal.SIGKILL)
