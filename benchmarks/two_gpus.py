@@ -2,7 +2,7 @@
 
     python -m benchmarks.two_gpus [--only SECTION ...] [--small] [--limit-s SECONDS] [--compile none]
 
-Needs two GPUs of 80 GB in one machine; about 8 minutes. Weights are random, configurations the published ones; one-GPU
+Needs two GPUs of 80 GB in one machine; about 10 minutes. Weights are random, configurations the published ones; one-GPU
 figures are measured in the same run, two groups of one rank at a time. After every section the figures so far are
 written, and one that fails or runs out of time leaves the others theirs. `--small` tries the script with tiny models
 on two CPU ranks over gloo, and measures nothing.
@@ -233,7 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
                         help=", ".join(SECTIONS))  # fmt: skip
     parser.add_argument("--small", action="store_true", help="tiny models on two CPU ranks, to try the script itself")
     parser.add_argument("--compile", choices=("auto", "none"), default="auto", help="none: no denoiser is compiled")
-    parser.add_argument("--limit-s", type=float, default=460.0, help="for all together; what is left over is skipped")
+    parser.add_argument("--limit-s", type=float, default=590.0, help="for all together; what is left over is skipped")
     parser.add_argument("--folder", type=Path, help="where the figures are kept")
     options = parser.parse_args(arguments)
     os.environ.update(SAFE_ENVIRONMENT)  # before Ray starts, so that all its processes have it

@@ -177,9 +177,7 @@ def image_tokens_of_unet(checkpoint: Checkpoint, workload: Workload) -> int:
     return (workload.height // spatial) * (workload.width // spatial)
 
 
-def decode_workspace_bytes(
-    component: Component, workload: Workload, *, dtype: str, decoding: Decoding = Decoding.WHOLE
-) -> int:
+def decode_workspace_bytes(component: Component, workload: Workload, *, dtype: str, decoding: Decoding) -> int:
     """Peak bytes besides weights of the autoencoder's decoder, at full resolution, for all latents of the batch.
 
     As counted for its class (`decoding`); elsewhere a few feature maps of its last level, and the pixels.

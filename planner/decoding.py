@@ -4,15 +4,14 @@ A decoder's peak lies at its last levels and grows with the pixels of a frame, w
 with as many frames as its class decodes at once; `tests.tools.make_decoder_table` counts it for some lengths.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from planner.plan import Decoding
+from planner.tables import counted_decoders
 
 ByFrames = tuple[tuple[int, float], ...]
 """`(frames, bytes)`, by frames."""
@@ -93,12 +92,11 @@ def _positive(value: Any) -> int | None:
 
 @cache
 def _decoders() -> dict[str, Decoder]:
-    table = json.loads((Path(__file__).parent / "tables" / "decoders.json").read_text("utf-8"))
     return {
         name: Decoder(
             entry["top_channels"],
             entry["top_patch"],
             *(tuple(map(tuple, entry[field])) for field in ("bytes_per_pixel", "tile_bytes", "tiled_bytes_per_pixel")),
         )
-        for name, entry in table["decoders"].items()
+        for name, entry in counted_decoders().items()
     }

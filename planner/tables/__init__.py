@@ -1,4 +1,7 @@
-"""What diffusers and transformers declare about their classes, from JSON made by `tests.tools.make_tables`."""
+"""What diffusers and transformers declare about their classes, and what decoders take, from generated JSON.
+
+Made by `tests.tools.make_tables` and `tests.tools.make_decoder_table`.
+"""
 
 import json
 from collections.abc import Mapping
@@ -74,8 +77,14 @@ def is_pipeline(class_name: str) -> bool:
 
 
 def table_version(library: str) -> str:
-    """The version of the library that the table was made from."""
+    """The version of the library that a table was made from (`decoders`: diffusers')."""
     return str(_load(library)["version"])
+
+
+def counted_decoders() -> Mapping[str, Any]:
+    """What `tests.tools.make_decoder_table` counted, by class of autoencoders; see `planner.decoding`."""
+    decoders: dict[str, Any] = _load("decoders")["decoders"]
+    return decoders
 
 
 @cache

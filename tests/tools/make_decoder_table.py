@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -89,10 +90,13 @@ def measure(case: Case) -> Decoder:
             model = case.build().eval()
         finally:
             torch.set_default_dtype(torch.float32)
-        per_pixel = tuple((frames, _bytes(model, case, frames, SIZE) / math.prod(SIZE)) for frames in case.frames)
+        bytes_of = partial(_bytes, model, case, _compression(model, case))
+        per_pixel = tuple((frames, bytes_of(frames, SIZE) / math.prod(SIZE)) for frames in case.frames)
         frames, value = per_pixel[-1]
-        other = _bytes(model, case, frames, OTHER_SIZE) / math.prod(OTHER_SIZE)
-        lines = _count_tiled(model, case)
+        other = bytes_of(frames, OTHER_SIZE) / math.prod(OTHER_SIZE)
+        if case.tiled_frames:
+            model.enable_tiling()
+        lines = [(frames, *_line(partial(bytes_of, frames))) for frames in case.tiled_frames]
     if abs(other / value - 1.0) > MAX_NONLINEARITY:
         raise ValueError(f"{type(model).__name__}: {value:.0f} bytes a pixel at {SIZE}, {other:.0f} at {OTHER_SIZE}")
     config = dict(model.config)
@@ -105,35 +109,30 @@ def measure(case: Case) -> Decoder:
     )
 
 
-def _count_tiled(model: Any, case: Case) -> list[tuple[int, float, float]]:
-    """`(frames, bytes of a tile, bytes for each pixel of a frame)`, from two sizes, with tiling switched on."""
-    if case.tiled_frames:
-        model.enable_tiling()
-    lines = []
-    for frames in case.tiled_frames:
-        small, large = (_bytes(model, case, frames, size) for size in TILED_SIZES)
-        areas = [math.prod(size) for size in TILED_SIZES]
-        slope = (large - small) / (areas[1] - areas[0])
-        lines.append((frames, small - slope * areas[0], slope))
-    return lines
+def _line(bytes_of: Callable[[tuple[int, int]], int]) -> tuple[float, float]:
+    """`(bytes of a tile, bytes for each pixel of a frame)` through the two sizes."""
+    (small, large), areas = map(bytes_of, TILED_SIZES), [math.prod(size) for size in TILED_SIZES]
+    slope = (large - small) / (areas[1] - areas[0])
+    return small - slope * areas[0], slope
 
 
-def _bytes(model: Any, case: Case, frames: int, size: tuple[int, int]) -> int:
-    width, height = size
-    config = dict(model.config)
-    channels = config.get("z_dim") or config["latent_channels"]
-    spatial, temporal = _compression(model, case, channels)
-    time = ((frames - 1) // temporal + 1,) if case.has_time else ()
-    latents = torch.randn(1, channels, *time, height // spatial, width // spatial, dtype=torch.bfloat16)
+def _bytes(model: Any, case: Case, compression: tuple[int, int], frames: int, size: tuple[int, int]) -> int:
+    (width, height), (spatial, temporal) = size, compression
+    latents = _latents(model, case, (frames - 1) // temporal + 1, height // spatial, width // spatial)
     return peak_bytes_of(lambda: model.decode(latents, return_dict=False))
 
 
-def _compression(model: Any, case: Case, channels: int) -> tuple[int, int]:
+def _compression(model: Any, case: Case) -> tuple[int, int]:
     """Pixels a side of a latent, and frames that a latent frame adds; configurations do not always say."""
-    time = (5,) if case.has_time else ()
     with torch.no_grad():
-        pixels = model.decode(torch.randn(1, channels, *time, 8, 8, dtype=torch.bfloat16), return_dict=False)[0]
+        pixels = model.decode(_latents(model, case, 5, 8, 8), return_dict=False)[0]
     return pixels.shape[-1] // 8, (pixels.shape[2] - 1) // 4 if case.has_time else 1
+
+
+def _latents(model: Any, case: Case, frames: int, height: int, width: int) -> torch.Tensor:
+    channels = dict(model.config).get("z_dim") or model.config["latent_channels"]
+    time = (frames,) if case.has_time else ()
+    return torch.randn(1, channels, *time, height, width, dtype=torch.bfloat16)
 
 
 if __name__ == "__main__":

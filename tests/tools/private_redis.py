@@ -37,20 +37,20 @@ def private_redis() -> Iterator[PrivateRedis]:
     options = ["--bind", _HOST, "--port", str(port), "--requirepass", password, "--save", "", "--appendonly", "no"]
     process = subprocess.Popen([binary, *options], cwd="/tmp", stdout=subprocess.DEVNULL)
     try:
-        _wait_for(port)
+        _wait_for(port, process)
         yield PrivateRedis(f"{_HOST}:{port}", password)
     finally:
         process.kill()
         process.wait()
 
 
-def _wait_for(port: int) -> None:
+def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while True:
         try:
             socket.create_connection((_HOST, port), timeout=1).close()
             return
         except OSError:
-            if time.monotonic() > deadline:
+            if process.poll() is not None or time.monotonic() > deadline:
                 raise
             time.sleep(0.05)

@@ -4,8 +4,11 @@ import pytest
 
 from planner.decoding import at_length, can_tile, decode_bytes, find_decoder
 from planner.plan import Decoding
+from planner.tables import table_version
 
 pytest.importorskip("torch")
+import diffusers
+
 from tests.tools.make_decoder_table import CASES, measure
 
 QUICK = ("AutoencoderKL", "AutoencoderKLQwenImage")
@@ -14,6 +17,7 @@ WAN_BASE = 96
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.full) for n in CASES])
 def test_table_is_what_the_installed_decoder_takes(name: str) -> None:
+    assert diffusers.__version__ == table_version("decoders"), "run python -m tests.tools.make_decoder_table"
     counted, kept = measure(CASES[name]), find_decoder(name)
     assert kept is not None
     assert (kept.top_channels, kept.top_patch) == (counted.top_channels, counted.top_patch)
