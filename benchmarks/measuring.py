@@ -80,6 +80,7 @@ def free(device: torch.device) -> None:
     """Gives memory back before the next side is measured; call it after the last reference is gone."""
     gc.collect()
     if device.type == "cuda":
+        torch.cuda.init()  # the statistics of a device that nothing has used yet cannot be reset
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 

@@ -1,5 +1,6 @@
 """A request as it is served (prompt, steps, decode), on the planner's placement and on diffusers' offloading."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ def measure_side(side: Side, request: arch.Request, options: Options, *, limit_g
     except torch.OutOfMemoryError:
         row["how"] += "; out of memory"
     ballast.release()
+    print(json.dumps(row), flush=True)  # a side takes a minute or more, and the next one may be killed for its memory
     return row
 
 
