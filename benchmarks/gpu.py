@@ -26,6 +26,7 @@ NAMES = (
     "loading",
     "limited_gpu",
     "end_to_end",
+    "decoding",
 )
 
 

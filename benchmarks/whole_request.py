@@ -1,8 +1,10 @@
 """A request as it is served (prompt, steps, decode), on the planner's placement and on diffusers' offloading."""
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +14,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from benchmarks import architectures as arch
-from benchmarks.measuring import GIB, Options, free, peak_gib, scratch_in_memory, time_once
+from benchmarks.measuring import GIB, Options, free, peak_gib, scratch_in_memory, synchronize, time_once
 from planner.checkpoint import read_checkpoint
 from planner.cluster import Cluster, cluster_from_flags
 from planner.plan import Compilation, Mode, Plan, PlanRequest, Residency
@@ -29,8 +31,34 @@ SIDES: tuple[Side, ...] = ("heliograph auto", "model cpu offload", "group offloa
 class Prepared:
     """A side that is ready to run requests."""
 
-    run: Callable[[], Tensor]
+    run: Callable[["StageClock"], Tensor]
     how: str
+
+
+class StageClock:
+    """When the device has done a request's stages; it waits for nothing, so that they overlap as they do in service."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._marks: list[tuple[str, Any]] = []
+        self.mark("start")
+
+    def mark(self, stage: str) -> None:
+        """The stage's work has been handed to the device."""
+        if self._device.type != "cuda":
+            self._marks.append((stage, time.perf_counter()))
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._marks.append((stage, event))
+
+    def seconds(self) -> dict[str, float]:
+        """Of each stage, by `NAME_s`; after the request."""
+        synchronize(self._device)
+        return {
+            f"{stage}_s": end - before if isinstance(end, float) else before.elapsed_time(end) / 1e3
+            for (_, before), (stage, end) in pairwise(self._marks)
+        }
 
 
 class Ballast:
@@ -57,14 +85,18 @@ def measure_side(side: Side, request: arch.Request, options: Options, *, limit_g
         setup_s, prepared = time_once(lambda: prepare(side, request, Path(folder), options, limit_gib), options)
     free(options.device)
     ballast = Ballast(options, limit_gib)
+    missing = float("nan")
     row: dict[str, Any] = {
-        "request": request.name, "side": side, "setup_s": setup_s, "first_s": float("nan"), "request_s": float("nan"),
-        "peak_gib": float("nan"), "finite": False, "how": prepared.how,
+        "request": request.name, "side": side, "setup_s": setup_s, "first_s": missing, "request_s": missing,
+        "encode_s": missing, "denoise_s": missing, "decode_s": missing, "peak_gib": missing, "finite": False,
+        "how": prepared.how,
     }  # fmt: skip
     try:
         with torch.no_grad():
-            row["first_s"], _ = time_once(prepared.run, options)
-            row["request_s"], result = time_once(prepared.run, options)
+            row["first_s"], _ = time_once(lambda: prepared.run(StageClock(options.device)), options)
+            clock = StageClock(options.device)
+            row["request_s"], result = time_once(lambda: prepared.run(clock), options)
+        row |= clock.seconds()
         row["finite"] = bool(result.isfinite().all())
         row["peak_gib"] = peak_gib(options.device) - ballast.num_bytes / GIB
     except torch.OutOfMemoryError:
@@ -95,11 +127,11 @@ def _prepare_ours(_: Side, request: arch.Request, folder: Path, options: Options
         if name not in offloaded:
             turns.unload_all()
 
-    def run() -> Tensor:
+    def run(clock: StageClock) -> Tensor:
         for handle in streamed:
             handle.forget()
             handle.prefetch()
-        return run_request(request, modules, options, before_denoiser=before)
+        return run_request(request, modules, options, clock, before_denoiser=before)
 
     return Prepared(run, ", ".join(f"{c.name}={_text(c)}" for c in plan.components) + f"; compiled: {plan.compile}")
 
@@ -170,8 +202,8 @@ def _prepare_diffusers(
             num_blocks_per_group=1, use_stream=options.device.type == "cuda",
         )  # fmt: skip
 
-    def run() -> Tensor:
-        result = run_request(request, modules, options, before_denoiser=lambda _: None)
+    def run(clock: StageClock) -> Tensor:
+        result = run_request(request, modules, options, clock, before_denoiser=lambda _: None)
         if side == "model cpu offload":
             pipeline.maybe_free_model_hooks()
         return result
@@ -183,6 +215,7 @@ def run_request(
     request: arch.Request,
     modules: Mapping[str, nn.Module],
     options: Options,
+    clock: StageClock,
     *,
     before_denoiser: Callable[[str], None],
 ) -> Tensor:
@@ -197,14 +230,18 @@ def run_request(
         if encoder is not None:
             tokens = torch.full((1, request.shape.text_tokens), 1 + branch, device=device)
             modules[encoder](input_ids=tokens, attention_mask=torch.ones_like(tokens))
+    clock.mark("encode")
     for step in range(request.num_steps):
         name = request.denoisers[step * len(request.denoisers) // request.num_steps]
         inputs = arch.denoiser_inputs(request.components[name], request.shape, device, dtype)
         for _ in range(request.num_branches):
             before_denoiser(name)
             modules[name](**inputs, return_dict=False)
+    clock.mark("denoise")
     vae: Any = modules["vae"]
-    return vae.decode(_latents(request, options), return_dict=False)[0]  # type: ignore[no-any-return]
+    pixels: Tensor = vae.decode(_latents(request, options), return_dict=False)[0]
+    clock.mark("decode")
+    return pixels
 
 
 def _latents(request: arch.Request, options: Options) -> Tensor:

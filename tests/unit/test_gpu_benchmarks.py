@@ -29,8 +29,8 @@ from workers.stream_build import build_empty, component_class
 
 SMALL = Options(torch.device("cpu"), is_small=True, num_repeats=1)
 QUICK = {"norms_saving", "streaming", "streamed_start"}
-SIDES = {"norms_saving": 4, "streaming": 3, "streamed_start": 2, "limited_gpu": 6, "sharded_alone": 2, "compiled": 6,
-         "loading": 5, "end_to_end": 3}  # fmt: skip
+SIDES = {"norms_saving": 4, "streaming": 3, "streamed_start": 2, "limited_gpu": 6, "sharded_alone": 4, "compiled": 6,
+         "loading": 9, "end_to_end": 3, "decoding": 2}  # fmt: skip
 
 
 @pytest.mark.parametrize(
