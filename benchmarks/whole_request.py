@@ -200,7 +200,9 @@ def _prepare_diffusers(
         pipeline.enable_group_offload(
             onload_device=options.device, offload_device=torch.device("cpu"), offload_type="block_level",
             num_blocks_per_group=1, use_stream=options.device.type == "cuda",
+            exclude_modules="vae",  # its hooks bring what is outside of blocks for `forward` only, not for `decode`
         )  # fmt: skip
+        pipeline.vae.to(options.device)
 
     def run(clock: StageClock) -> Tensor:
         result = run_request(request, modules, options, clock, before_denoiser=lambda _: None)
