@@ -6,6 +6,7 @@ Warm: the files are in the page cache. Cold: they are dropped from it before eac
 as many threads into host memory.
 """
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -111,7 +112,9 @@ def _row(
         seconds.append(taken)
         del result
     best = sorted(seconds)[len(seconds) // 2]
-    return {"way": way, "cache": cache, "gb": num_bytes / 1e9, "s": best, "gb_s": num_bytes / 1e9 / best}
+    row = {"way": way, "cache": cache, "gb": num_bytes / 1e9, "s": best, "gb_s": num_bytes / 1e9 / best}
+    print(json.dumps(row), flush=True)
+    return row
 
 
 if __name__ == "__main__":
