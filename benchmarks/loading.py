@@ -23,7 +23,7 @@ from workers.stream_build import build_empty, component_class
 from workers.stream_copy import NUM_READERS
 
 NAME = "loading"
-OTHER_READERS = (4, 12, 16)
+OTHER_READERS = (4, 8, 12)
 _CHUNK_BYTES = 16 * 2**20
 
 

@@ -21,7 +21,7 @@ from workers.errors import LoadError
 
 cuda: Any = torch.cuda  # its classes are untyped in some releases of torch
 
-NUM_READERS = 8
+NUM_READERS = 16
 CHUNK_BYTES = 16 * 2**20
 BUFFERS_PER_READER = 2
 
