@@ -256,7 +256,7 @@ class _Reader:
             keep_in_fp32_strict=declaration.keep_in_fp32_strict,
             block_classes=declaration.block_classes,
             containers=declaration.containers,
-            tied=declaration.tied,
+            tied=declaration.tied_by(config),
         )
         return Component(
             name=name,

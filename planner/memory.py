@@ -58,8 +58,9 @@ class Moments:
 def gpu_headroom_bytes(capacity_bytes: int) -> int:
     """GPU memory that plans leave free, at least 1.5 GiB, at most a quarter.
 
-    An H100 limited to 24 GiB: CUDA's context, libraries and compiled kernels 0.8 GiB, pieces that lie between tensors 0.2,
-    tensors that plans do not count (cuBLAS's workspaces, results on their way) 0.2; NCCL's buffers come on top.
+    Measured on an H100 limited to 24 GiB: CUDA's context, libraries and compiled kernels 0.8 GiB, pieces between
+    tensors 0.2; on whole H100s tensors that plans do not count (cuBLAS's workspaces and the like) up to 0.2. NCCL's
+    buffers come on top.
     """
     return min(max(3 * GIB // 2, capacity_bytes * 4 // 100), capacity_bytes // 4)
 

@@ -23,7 +23,7 @@ def use_expandable_segments(environment: Mapping[str, str] = os.environ) -> bool
     """Lets freed device memory of one stage serve another one's larger tensors; before anything is allocated.
 
     A plan counts tensors, and fills a GPU up to its headroom. torch's default keeps freed memory in pieces of the sizes
-    that were asked for: on 24 GiB a decode that should have fitted with 1 GiB to spare ran out of memory.
+    that were asked for, which a tensor larger than each of them cannot use.
 
     Returns:
         Whether it was set; not where the environment configures torch's allocator already.

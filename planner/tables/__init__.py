@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,8 @@ class ModelDeclaration:
         containers: containers (numbers as `*`) that hold those classes in a default instance.
         keep_in_fp32: parts of parameter names that stay in float32 under a 16-bit dtype.
         keep_in_fp32_strict: transformers' list that holds for bfloat16 too; diffusers' list always does.
-        tied: parameter -> the parameter whose storage it shares.
+        tied: parameter -> the parameter whose storage it shares, where the configuration ties.
+        ties: whether it does if it does not say; `always` if what it says does not count.
         uses_transformers: its weights are read by transformers' rules.
         context_parallel: diffusers has a sequence parallel plan for it.
     """
@@ -30,8 +31,14 @@ class ModelDeclaration:
     keep_in_fp32: tuple[str, ...]
     keep_in_fp32_strict: tuple[str, ...]
     tied: Mapping[str, str]
+    ties: bool | Literal["always"]
     uses_transformers: bool
     context_parallel: bool
+
+    def tied_by(self, config: Mapping[str, Any]) -> Mapping[str, str]:
+        """`tied` for a model of this configuration."""
+        ties = self.ties == "always" or config.get("tie_word_embeddings", self.ties)
+        return self.tied if ties else {}
 
 
 def find_model(library: str, class_name: str) -> ModelDeclaration | None:
@@ -52,6 +59,7 @@ def find_model(library: str, class_name: str) -> ModelDeclaration | None:
         keep_in_fp32=tuple(entry.get("keep_in_fp32", ())),
         keep_in_fp32_strict=tuple(entry.get("keep_in_fp32_strict", ())),
         tied=entry.get("tied", {}),
+        ties=entry.get("ties", False),
         uses_transformers=library == "transformers" or entry.get("base") == "transformers",
         context_parallel=bool(entry.get("context_parallel")),
     )

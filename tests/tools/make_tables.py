@@ -114,10 +114,18 @@ def describe(cls: type) -> dict[str, Any]:
         tied = getattr(cls, "_tied_weights_keys", None)
         if isinstance(tied, dict) and tied:
             entry["tied"] = dict(sorted(tied.items()))
+            entry["ties"] = _ties(cls)
     containers = find_containers(cls, [*entry.get("repeated_blocks", ()), *entry.get("no_split_modules", ())])
     if containers:
         entry["containers"] = containers
     return entry
+
+
+def _ties(cls: Any) -> str | bool:
+    """Whether a configuration ties: by its `tie_word_embeddings`, of which this is the default, or `always` (T5's)."""
+    if cls.config_class(tie_word_embeddings=False).tie_word_embeddings:
+        return "always"
+    return bool(cls.config_class().tie_word_embeddings)
 
 
 def find_containers(cls: type, class_names: Iterable[str]) -> list[str]:

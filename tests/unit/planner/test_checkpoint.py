@@ -162,6 +162,25 @@ def test_tied_weights_count_once(tmp_path: Path) -> None:
     assert (encoder.num_parameters, encoder.payload_bytes, encoder.tally.placed_bytes("float32")) == (40, 160, 160)
 
 
+@pytest.mark.parametrize(
+    ("config", "num_parameters"),
+    [({}, 80), ({"tie_word_embeddings": False}, 80), ({"tie_word_embeddings": True}, 40)],
+)
+def test_embeddings_are_tied_where_the_configuration_says_so(
+    tmp_path: Path, config: dict[str, bool], num_parameters: int
+) -> None:
+    folder = write_wan(tmp_path)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["text_encoder"] = ["transformers", "Qwen2_5_VLForConditionalGeneration"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "text_encoder" / "config.json").write_text(json.dumps(config))
+    shapes = {"lm_head.weight": (10, 4), "model.language_model.embed_tokens.weight": (10, 4)}
+    write_safetensors(folder / "text_encoder" / "model.safetensors", shapes)
+    encoder = read_checkpoint(str(tmp_path)).find("text_encoder")
+    assert encoder is not None
+    assert encoder.num_parameters == num_parameters
+
+
 def test_what_stays_in_float32_is_accounted_for(tmp_path: Path) -> None:
     folder = write_wan(tmp_path) / "transformer"
     write_safetensors(
