@@ -2,7 +2,7 @@
 
     python -m benchmarks.two_gpus [--only SECTION ...] [--small] [--limit-s SECONDS] [--compile none]
 
-Needs two GPUs of 80 GB in one machine; about 10 minutes. Weights are random, configurations the published ones; one-GPU
+Needs two GPUs of 80 GB in one machine; 6.5 minutes. Weights are random, configurations the published ones; one-GPU
 figures are measured in the same run, two groups of one rank at a time. After every section the figures so far are
 written, and one that fails or runs out of time leaves the others theirs. `--small` tries the script with tiny models
 on two CPU ranks over gloo, and measures nothing.
