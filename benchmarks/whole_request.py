@@ -19,7 +19,6 @@ from planner.checkpoint import read_checkpoint
 from planner.cluster import Cluster, cluster_from_flags
 from planner.plan import Compilation, Mode, Plan, PlanRequest, Residency
 from planner.search import plan_group
-from workers.memory import use_expandable_segments
 from workers.residency import Placer
 from workers.stream_offload import OffloadGroup
 from workers.streaming import StreamedModule
@@ -108,8 +107,6 @@ def measure_side(side: Side, request: arch.Request, options: Options, *, limit_g
 
 
 def _prepare_ours(_: Side, request: arch.Request, folder: Path, options: Options, limit_gib: float | None) -> Prepared:
-    if options.device.type == "cuda":
-        use_expandable_segments()  # as every rank does; diffusers' sides come after, hence have them too
     arch.write_sparse_checkpoint(request, folder, dtype=options.dtype)
     plan = make_plan(request, folder, options, limit_gib)
     turns = OffloadGroup()

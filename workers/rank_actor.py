@@ -142,13 +142,10 @@ class RankActor:
     def _join(self, rendezvous: "Rendezvous | None", timeout_s: float) -> None:
         import torch
 
-        from workers.memory import use_expandable_segments
-
         self._timeout_s = timeout_s
         if self._plan.device == "cuda":
             if not torch.cuda.is_available():
                 raise GroupStartError(f"rank {self._world_rank} has no CUDA device, but the plan is for GPUs")
-            use_expandable_segments()
             torch.cuda.set_device(0)
         else:
             torch.set_num_threads(self._num_threads)
