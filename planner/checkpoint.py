@@ -163,7 +163,9 @@ class _Reader:
         self._digest = hashlib.sha256()
 
     def read(self, path: str) -> Checkpoint:
-        index = self._read_json(INDEX_FILE, missing=CheckpointNotFoundError, advice=self._missing_index_advice())
+        if self._files.size(INDEX_FILE) is None:
+            raise CheckpointNotFoundError(f"{self._files.location} has no {INDEX_FILE}: {self._missing_index_advice()}")
+        index = self._read_json(INDEX_FILE, missing=CheckpointNotFoundError, advice="it was there a moment ago")
         pipeline_class = index.get("_class_name")
         if not isinstance(pipeline_class, str) or not tables.is_pipeline(pipeline_class):
             raise UnknownComponentError(

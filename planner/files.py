@@ -3,7 +3,7 @@
 import itertools
 import os
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Protocol
 
 from planner.errors import CheckpointNotFoundError, UnsafeCheckpointError
 
@@ -41,6 +41,8 @@ def open_files(checkpoint: str) -> CheckpointFiles:
 
         return HttpFiles(checkpoint)
     if "://" in checkpoint:
+        from planner.remote_files import RemoteFiles
+
         return RemoteFiles(checkpoint)
     return LocalFiles(checkpoint)
 
@@ -119,67 +121,6 @@ class LocalFiles:
         with self._resolve(name).open("rb") as file:
             file.seek(offset)
             return file.read(length)
-
-
-class RemoteFiles:
-    """Files behind an fsspec URL (`s3://`, `gs://`, `hf://`, `memory://`, ...), read by ranges."""
-
-    def __init__(self, url: str) -> None:
-        import fsspec
-
-        try:
-            self._fs, root = fsspec.core.url_to_fs(url.rstrip("/"))
-        except (ImportError, ValueError) as error:
-            raise CheckpointNotFoundError(f"{url}: {error}") from error
-        self._root = str(root).rstrip("/")
-        self._url = url.rstrip("/")
-        self._sizes: dict[str, int | None] = {}
-        # Without a range read of its own a file system opens a file, whose cache would fetch megabytes ahead.
-        own_ranges = type(self._fs).cat_file is not fsspec.AbstractFileSystem.cat_file
-        self._exactly: dict[str, Any] = {} if own_ranges else {"cache_type": "none"}
-
-    @property
-    def location(self) -> str:
-        """The URL."""
-        return self._url
-
-    def size(self, name: str) -> int | None:
-        """Bytes of a file; None if there is no such file."""
-        if name not in self._sizes:
-            self._sizes[name] = self._ask_size(name)
-        return self._sizes[name]
-
-    def _ask_size(self, name: str) -> int | None:
-        try:
-            info: dict[str, Any] = self._fs.info(f"{self._root}/{name}")
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # each file system has errors of its own: credentials, permissions, network
-            raise CheckpointNotFoundError(f"{self._url}/{name} cannot be reached: {error}") from error
-        size = info.get("size")
-        return int(size) if info.get("type") == "file" and size is not None else None
-
-    def list_names(self, folder: str) -> list[str]:
-        """Names of the files in a component's folder, sorted; empty if the file system cannot list."""
-        try:
-            entries: list[dict[str, Any]] = self._fs.ls(f"{self._root}/{folder}", detail=True)
-        except Exception:  # listing only improves advice; a size or a read names what is wrong
-            return []
-        names: list[str] = []
-        for entry in entries[:MAX_NAMES]:
-            name = str(entry["name"]).rstrip("/").rpartition("/")[2]
-            names.append(name)
-            if entry.get("type") == "file" and entry.get("size") is not None:
-                self._sizes[f"{folder}/{name}"] = int(entry["size"])
-        return sorted(names)
-
-    def read(self, name: str, offset: int, length: int) -> bytes:
-        """Reads a byte range, short at the end of the file."""
-        try:
-            data: bytes = self._fs.cat_file(f"{self._root}/{name}", start=offset, end=offset + length, **self._exactly)
-        except Exception as error:  # each file system has errors of its own
-            raise CheckpointNotFoundError(f"{self._url}/{name} cannot be read: {error}") from error
-        return data[:length]
 
 
 SINGLE_FILE_ADVICE = (

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import fsspec
-
+from planner.remote_files import open_file_system, read_range
+from planner.source_errors import explain_source_error, is_plain_absence
 from workers.checkpoint_cache import COMPLETE, CacheSettings, beside, locked, make_room, reading, sync, sync_folder
 from workers.checksums import CHECKSUMS, check_checksums
 from workers.errors import LoadError
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 NUM_STREAMS = 8
 RANGE_BYTES = 32 * 2**20
 REPORT_EVERY_S = 5.0
+_VERSIONS = ("ETag", "etag", "blob_id", "xet_hash", "mtime", "LastModified", "uploaded_at", "created")
+"""What file systems call that which changes with a file's content: S3, GCS and HTTP, the hub, others."""
 _WANTED = (".json", ".safetensors", ".txt", ".model", ".jinja", ".sha256")
 
 
@@ -106,7 +108,7 @@ def fetch_checkpoint(
     Raises:
         LoadError: it cannot be reached, does not fit the cache, or what came is not whole.
     """
-    files = list_remote(url)
+    filesystem, files = _list(url)
     total = sum(file.num_bytes for file in files)
     if total > max_bytes:
         raise LoadError(f"{url} has {total / 2**30:.2f} GiB, the cache {cache} may hold {max_bytes / 2**30:.2f} GiB")
@@ -119,7 +121,7 @@ def fetch_checkpoint(
                 with locked(cache / ".room.lock", timeout_s=timeout_s, what="the cache's room"):
                     make_room(cache, max_bytes - total, keep=folder)
                     _reserve(beside(folder, ".part"), files)
-                _fetch_all(url, files, folder, num_streams, range_bytes, on_progress)
+                _fetch_all(url, filesystem, files, folder, num_streams, range_bytes, on_progress)
     with contextlib.suppress(FileNotFoundError):
         os.utime(folder / COMPLETE)
     return folder
@@ -131,16 +133,31 @@ def list_remote(url: str) -> tuple[RemoteFile, ...]:
     Raises:
         LoadError: it cannot be listed, has no `model_index.json`, or a file's size or name is not usable.
     """
+    return _list(url)[1]
+
+
+def _list(url: str) -> tuple[Any, tuple[RemoteFile, ...]]:
     try:
-        filesystem, root = fsspec.core.url_to_fs(url.rstrip("/"))
+        filesystem, root = open_file_system(url)
         found: dict[str, dict[str, Any]] = filesystem.find(root, maxdepth=2, detail=True)
+        if not found:
+            _ask_why_empty(filesystem, root, url)
         found = {path: info if info.get("size") is not None else filesystem.info(path) for path, info in found.items()}
-    except (OSError, ValueError, ImportError) as error:
-        raise LoadError(f"{url} cannot be listed: {type(error).__name__}: {error}") from error
+    except Exception as error:  # each file system has errors of its own
+        raise LoadError(f"{url} cannot be listed: {explain_source_error(error, url=url)}") from error
     files = [_remote_file(url, root, path, info) for path, info in sorted(found.items()) if path.endswith(_WANTED)]
     if not any(file.name == "model_index.json" for file in files):
         raise LoadError(f"{url} has no model_index.json: give the folder of a checkpoint in diffusers layout")
-    return tuple(files)
+    return filesystem, tuple(files)
+
+
+def _ask_why_empty(filesystem: Any, root: str, url: str) -> None:
+    """Some file systems find nothing in a bucket that is not there; listing it raises the reason."""
+    try:
+        filesystem.ls(root)
+    except FileNotFoundError as error:
+        if not is_plain_absence(error, url=url):
+            raise
 
 
 def _remote_file(url: str, root: str, path: str, info: dict[str, Any]) -> RemoteFile:
@@ -149,9 +166,7 @@ def _remote_file(url: str, root: str, path: str, info: dict[str, Any]) -> Remote
         raise LoadError(f"{url} lists {path!r}, which is not a name inside it")
     if info.get("size") is None:
         raise LoadError(f"{url}: the size of {name} is not known; the server must state it")
-    version = next(
-        (str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified", "created") if info.get(key)), ""
-    )
+    version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
     return RemoteFile(str(name), path, int(info["size"]), version)
 
 
@@ -162,6 +177,7 @@ def _key(url: str, files: Sequence[RemoteFile]) -> str:
 
 def _fetch_all(
     url: str,
+    filesystem: Any,
     files: Sequence[RemoteFile],
     folder: Path,
     num_streams: int,
@@ -169,19 +185,19 @@ def _fetch_all(
     on_progress: Callable[[FetchProgress], None] | None,
 ) -> None:
     part = beside(folder, ".part")
-    filesystem, _ = fsspec.core.url_to_fs(url)
     progress = _Progress(url, sum(file.num_bytes for file in files), on_progress)
     ranges = [(file, offset) for file in files for offset in range(0, file.num_bytes, range_bytes)]
     try:
         with ThreadPoolExecutor(num_streams, thread_name_prefix="fetch") as pool:
-            futures = [pool.submit(_fetch_range, filesystem, part, *piece, range_bytes) for piece in ranges]
+            futures = [pool.submit(_fetch_range, url, filesystem, part, *piece, range_bytes) for piece in ranges]
             try:
                 for future in futures:
                     progress.add(future.result())
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        _check_whole(part)
+        _check_unchanged(url, files)
+        _check_whole(part, url)
         sync(part)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -202,14 +218,15 @@ def _reserve(part: Path, files: Sequence[RemoteFile]) -> None:
             stream.truncate(file.num_bytes)
 
 
-def _fetch_range(filesystem: Any, part: Path, file: RemoteFile, offset: int, range_bytes: int) -> int:
+def _fetch_range(url: str, filesystem: Any, part: Path, file: RemoteFile, offset: int, range_bytes: int) -> int:
     length = min(range_bytes, file.num_bytes - offset)
+    where = f"{url.rstrip('/')}/{file.name}"
     try:
-        data: bytes = filesystem.cat_file(file.path, start=offset, end=offset + length)
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{file.path} cannot be read at byte {offset}: {type(error).__name__}: {error}") from error
+        data = read_range(filesystem, file.path, offset=offset, length=length)
+    except Exception as error:  # each file system has errors of its own
+        raise LoadError(f"{where} cannot be read at byte {offset}: {explain_source_error(error, url=url)}") from error
     if len(data) != length:
-        raise LoadError(f"{file.path} is short at byte {offset}: {len(data)} bytes of {length} came")
+        raise LoadError(f"{where} is short at byte {offset}: {len(data)} bytes of {length} came")
     try:
         with (part / file.name).open("r+b") as stream:
             stream.seek(offset)
@@ -219,17 +236,32 @@ def _fetch_range(filesystem: Any, part: Path, file: RemoteFile, offset: int, ran
     return length
 
 
-def _check_whole(part: Path) -> None:
+def _check_unchanged(url: str, files: Sequence[RemoteFile]) -> None:
+    """Ranges that were read before and after a change would make a file of both.
+
+    Raises:
+        LoadError: names a file that is not the one that was listed first.
+    """
+    changed = sorted({file.name for file in set(files) ^ set(list_remote(url))})
+    if changed:
+        raise LoadError(f"{url} was changed while it was fetched ({', '.join(changed[:3])}): fetch it again")
+
+
+def _check_whole(part: Path, url: str) -> None:
     """Every safetensors file against its header, and every file against the checkpoint's own checksums, if it has any.
 
     Raises:
-        LoadError: names the file.
+        LoadError: names the file, by its URL.
     """
-    for file in sorted(part.rglob("*.safetensors")):
-        read_headers([file])
-    listed = part / CHECKSUMS
-    if listed.is_file():
-        check_checksums(part, listed.read_text("utf-8"))
+    try:
+        for file in sorted(part.rglob("*.safetensors")):
+            read_headers([file])
+        listed = part / CHECKSUMS
+        if listed.is_file():
+            check_checksums(part, listed.read_text("utf-8"))
+    except LoadError as error:
+        what = str(error).replace(str(part), url.rstrip("/"))
+        raise LoadError(f"{what} (all of its bytes came: if that happens twice, upload the file again)") from error
 
 
 class _Progress:

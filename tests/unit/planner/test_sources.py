@@ -1,5 +1,7 @@
 """Checkpoints behind URLs: only headers travel, and servers that cannot do that are refused in plain words."""
 
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,8 @@ import pytest
 
 from planner.checkpoint import read_checkpoint
 from planner.errors import CheckpointError, CheckpointFormatError, CheckpointNotFoundError
-from planner.files import RemoteFiles
+from planner.remote_files import read_range
+from planner.source_errors import explain_source_error
 from tests.unit.planner.checkpoints import blocks, write_json, write_safetensors, write_wan
 from tests.unit.planner.http_server import Behaviour, serve_folder
 
@@ -174,21 +177,47 @@ def test_file_systems_own_errors_become_typed_ones(monkeypatch: pytest.MonkeyPat
         read_checkpoint("memory://hub/x")
 
 
-def test_hub_urls_use_the_hubs_own_file_system() -> None:
-    pytest.importorskip("huggingface_hub")
-    files = RemoteFiles("hf://owner/name")
-    assert files.location == "hf://owner/name"
-    assert files._exactly == {"cache_type": "none"}  # its default would fetch 5 MB ahead
+@pytest.mark.parametrize(
+    ("url", "package", "advice"),
+    [("s3://bucket/x", "s3fs", "heliograph[s3]"), ("gs://bucket/x", "gcsfs", "heliograph[gcs]")],
+)
+def test_package_that_is_not_installed_is_named(
+    url: str, package: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for scheme in ("s3", "gs"):
+        monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, scheme, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)  # importing it fails
+    with pytest.raises(CheckpointError, match=re.escape(url)) as caught:
+        read_checkpoint(url)
+    assert package in str(caught.value)
+    assert advice in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/x", "gs://bucket/x"])
-def test_file_system_that_is_not_installed_is_named(url: str) -> None:
-    package = {"s3": "s3fs", "gs": "gcsfs"}[url.partition(":")[0]]
-    try:
-        __import__(package)
-    except ImportError:
-        with pytest.raises(CheckpointError, match=package):
-            read_checkpoint(url)
+@pytest.mark.usefixtures("counting_memory")
+def test_single_file_in_a_remote_folder_is_named_with_advice() -> None:
+    fsspec.filesystem("memory").pipe("/hub/single/sd.safetensors", b"12345678")
+    with pytest.raises(CheckpointNotFoundError, match=r"sd\.safetensors.*from_single_file"):
+        read_checkpoint("memory://hub/single")
+
+
+def test_answers_longer_than_asked_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that ignores ranges would send gigabytes for each header."""
+    memory = fsspec.filesystem("memory")
+    monkeypatch.setattr(type(memory), "cat_file", lambda self, path, start, end: bytes(end + 1))
+    with pytest.raises(OSError, match="does not answer ranges"):
+        read_range(memory, "/x", offset=8, length=4)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("403 for\n url https://x.test/a?X-Amz-Signature=abc", "OSError: 403 for url https://x.test/a"),
+        ("no route to https://user:secret@x.test/a", "OSError: no route to https://x.test/a"),
+        ("", "OSError"),
+    ],
+)
+def test_errors_are_one_line_without_secrets(words: str, expected: str) -> None:
+    assert explain_source_error(OSError(words), url="memory://x") == expected
 
 
 def _header_bytes(file: Path) -> int:
