@@ -50,7 +50,13 @@ def recording_proxy(upstream: str) -> Iterator[Recording]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def do_HEAD(self) -> None:
+            self._answer()
+
         def do_GET(self) -> None:
+            self._answer()
+
+        def _answer(self) -> None:
             nonlocal active
             with lock:
                 active += 1
@@ -60,8 +66,6 @@ def recording_proxy(upstream: str) -> Iterator[Recording]:
             finally:
                 with lock:
                     active -= 1
-
-        do_HEAD = do_GET
 
         def _pass_on(self) -> None:
             path = unquote(self.path.partition("?")[0])

@@ -1,34 +1,15 @@
 """Results in a bucket, by a server that speaks S3 over HTTP."""
 
 import asyncio
-import os
-import uuid
 
 import pytest
 
 from deployments.jobs.results import ResultStorage
-from tests.tools.private_s3 import private_s3
 from tests.unit.deployments.fakes import FakeGroups, make_service, open_client, wait_until
 
 s3fs = pytest.importorskip("s3fs", reason="pip install heliograph[s3-test]")
 pytest.importorskip("moto.server", reason="pip install heliograph[s3-test]")
 pytestmark = [pytest.mark.full, pytest.mark.timeout(240)]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with private_s3(tmp_path_factory.mktemp("s3")) as environment:
-        yield environment
-
-
-@pytest.fixture
-def bucket(server, monkeypatch):
-    for name, value in server.items():
-        monkeypatch.setenv(name, value)
-    name = f"bucket-{uuid.uuid4().hex[:8]}"
-    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
-    yield name
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 async def test_files_are_written_read_in_parts_and_removed(bucket):
@@ -73,4 +54,3 @@ async def test_service_keeps_a_job_s_files_in_the_bucket_and_frees_them(bucket, 
         await client.delete(f"/v1/videos/{job['id']}")
         assert there.find(f"{bucket}/results/{job['id']}") == []
     assert not list(tmp_path.glob("results/*")), "nothing lies on this disk"
-    assert os.environ["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1:")
