@@ -64,7 +64,7 @@ def _ask_planner(model: ModelSettings, settings: AppSettings) -> Plan:
     for attempt in range(1, _NUM_PLANNER_ATTEMPTS + 1):
         try:
             return ask_planner(
-                str(model.checkpoint_folder), model.plan, cluster_file=settings.cluster_file or None,
+                model.checkpoint_location, model.plan, cluster_file=settings.cluster_file or None,
                 profiles=model.profiles, timeout_s=settings.plan_timeout_s,
             )  # fmt: skip
         except PlannerError as error:

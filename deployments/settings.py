@@ -88,8 +88,9 @@ class ModelSettings(_Settings):
     """One model and its groups.
 
     Attributes:
-        checkpoint: folder in diffusers layout, at the same path on every node. A relative path is looked up in the
-            current folder, then beside the packages (a Ray `working_dir` that holds the checkpoint).
+        checkpoint: folder in diffusers layout, at the same path on every node, or a URL (`s3://`, `hf://`, ...) that
+            each node fetches into its cache. A relative path is looked up in the current folder, then beside the
+            packages (a Ray `working_dir` that holds the checkpoint).
         name: what clients pass as `model`; the folder's name if empty.
         plan: wishes to the planner; anything left out is decided by it.
         num_replicas: groups, each one copy of the model.
@@ -165,11 +166,13 @@ class ModelSettings(_Settings):
         return self.name or Path(self.checkpoint).name
 
     @property
-    def checkpoint_folder(self) -> Path:
-        """The checkpoint's folder on this machine; whether it exists is for the planner to say."""
+    def checkpoint_location(self) -> str:
+        """The checkpoint's URL, or its folder on this machine; whether it exists is for the planner to say."""
+        if "://" in self.checkpoint:
+            return self.checkpoint
         folder = Path(self.checkpoint).expanduser()
         beside_packages = Path(__file__).parent.parent / folder
-        return beside_packages if not folder.exists() and beside_packages.exists() else folder.absolute()
+        return str(beside_packages if not folder.exists() and beside_packages.exists() else folder.absolute())
 
 
 class StateSettings(_Settings):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _MAX_SAID = 400
-_HUB = ("hf",)
+_HUB = "hf"
 _S3 = ("s3", "s3a")
 _GS = ("gs", "gcs")
 
@@ -24,28 +24,30 @@ _CREDENTIALS = {
         "set GOOGLE_APPLICATION_CREDENTIALS to the key file of an account that may storage.objects.get and "
         "storage.objects.list there",
     ),
-    **dict.fromkeys(_HUB, "set HF_TOKEN to a token that may read it"),
+    _HUB: "check the name (hf://OWNER/NAME); of a private or gated repository, set HF_TOKEN to a token that may read "
+    "it",
 }
 _ENDPOINTS = {
     **dict.fromkeys(_S3, "check the network and AWS_ENDPOINT_URL"),
     **dict.fromkeys(_GS, "check the network and STORAGE_EMULATOR_HOST"),
-    **dict.fromkeys(_HUB, "check the network and HF_ENDPOINT"),
+    _HUB: "check the network and HF_ENDPOINT",
 }
 _PACKAGES = {
     **dict.fromkeys(_S3, "pip install 'heliograph[s3]'"),
     **dict.fromkeys(_GS, "pip install 'heliograph[gcs]'"),
 }
+_HUB_FORM = "give hf://OWNER/NAME or hf://OWNER/NAME@REVISION"
 _HUB_ADVICE = {
     "OfflineModeIsEnabled": "the hub's offline mode is on: unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, or give a "
     "folder of this machine",
     "GatedRepoError": "the repository is gated: accept its terms on its page, and set HF_TOKEN to a token of the same "
     "account",
     "RevisionNotFoundError": "what follows @ must be a branch, a tag or a commit of the repository",
-    "RepositoryNotFoundError": "check the name (hf://OWNER/NAME); of a private repository, set HF_TOKEN to a token "
-    "that may read it",
-    "BucketNotFoundError": "check the name; of a private bucket, set HF_TOKEN to a token that may read it",
-    "HFValidationError": "give hf://OWNER/NAME or hf://OWNER/NAME@REVISION",
-    "HfUriError": "give hf://OWNER/NAME or hf://OWNER/NAME@REVISION",
+    "RepositoryNotFoundError": _CREDENTIALS[_HUB],  # what the hub says of a private one, too
+    "BucketNotFoundError": _CREDENTIALS[_HUB],
+    "HFValidationError": _HUB_FORM,
+    "HfUriError": _HUB_FORM,
+    "ValueError": _HUB_FORM,
 }
 _UNREACHABLE = frozenset({
     "EndpointConnectionError", "ConnectTimeoutError", "ConnectError", "ConnectTimeout", "ClientConnectorError",
@@ -83,7 +85,7 @@ def _find_advice(error: BaseException, url: str) -> str | None:
 def _advice_on(error: BaseException, scheme: str) -> str | None:
     names = [kind.__name__ for kind in type(error).__mro__]
     hub = next((_HUB_ADVICE[name] for name in names if name in _HUB_ADVICE), None)
-    if hub is not None:
+    if scheme == _HUB and hub is not None:
         return hub
     if isinstance(error, ImportError):
         return _PACKAGES.get(scheme, "install the package that reads such URLs")

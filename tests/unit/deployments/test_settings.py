@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -45,9 +47,15 @@ def test_served_name_is_the_folder_unless_given():
 
 def test_relative_checkpoint_is_found_beside_the_packages(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert (AppSettings(checkpoint="deployments").checkpoint_folder / "settings.py").is_file()
+    assert (Path(AppSettings(checkpoint="deployments").checkpoint_location) / "settings.py").is_file()
     (tmp_path / "deployments").mkdir()
-    assert AppSettings(checkpoint="deployments").checkpoint_folder == tmp_path / "deployments"
+    assert AppSettings(checkpoint="deployments").checkpoint_location == str(tmp_path / "deployments")
+
+
+def test_checkpoint_s_url_is_left_as_it_is():
+    for url in ("s3://bucket/wan", "hf://owner/wan@main", "https://host/models/wan"):
+        assert AppSettings(checkpoint=url).checkpoint_location == url
+    assert AppSettings(checkpoint="s3://bucket/wan").served_name == "wan"
 
 
 def test_no_more_is_admitted_than_all_ingress_replicas_together_get_done_in_time():
