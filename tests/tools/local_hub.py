@@ -111,6 +111,8 @@ def _handler(hub: Hub, server: Literal["hub", "large files"]) -> type[BaseHTTPRe
                 return self._send_file(self._folder("/".join(parts[:2]), unquote(parts[2])) / "/".join(parts[3:]))
             if parts[:2] == ["api", "models"]:
                 return self._answer_api("/".join(parts[2:4]), parts[4:], parse_qs(address.query))
+            if len(parts) < 5 or parts[2] != "resolve":
+                raise _Refusal(404, "no such route")  # the client asks for more in the background
             return self._resolve("/".join(parts[:2]), unquote(parts[3]), "/".join(parts[4:]))
 
         def _answer_api(self, name: str, rest: list[str], query: dict[str, list[str]]) -> int:
