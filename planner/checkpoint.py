@@ -18,7 +18,7 @@ from planner.errors import (
     UnknownComponentError,
     UnsafeCheckpointError,
 )
-from planner.files import SINGLE_FILE_ADVICE, CheckpointFiles, check_name, open_files
+from planner.files import NOTHING_THERE_ADVICE, SINGLE_FILE_ADVICE, CheckpointFiles, check_name, open_files
 from planner.json_text import CONFIG_LIMITS, WEIGHT_INDEX_LIMITS, JsonLimits, check_numbers, parse_object
 from planner.kinds import classify_component
 from planner.plan import ComponentKind, ServingDefaults
@@ -209,9 +209,12 @@ class _Reader:
         )
 
     def _missing_index_advice(self) -> str:
-        names = [name for name in self._files.list_names(".") if name.endswith(SINGLE_FILE_SUFFIXES)]
-        if names:
-            return f"it holds {names[0]}, which looks like a single-file checkpoint; {SINGLE_FILE_ADVICE}"
+        names = self._files.list_names(".")
+        single = next((name for name in names if name.endswith(SINGLE_FILE_SUFFIXES)), None)
+        if single is not None:
+            return f"it holds {single}, which looks like a single-file checkpoint; {SINGLE_FILE_ADVICE}"
+        if not names and "://" in self._files.location:
+            return NOTHING_THERE_ADVICE
         return "give the folder that holds it (a checkpoint in diffusers layout)"
 
     def _check_class(self, name: str, module: Any, class_name: Any) -> None:

@@ -127,3 +127,4 @@ SINGLE_FILE_ADVICE = (
     "convert single-file checkpoints first, in diffusers: "
     "DiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
 )
+NOTHING_THERE_ADVICE = "no file can be seen there; check the address, down to the folder that holds model_index.json"

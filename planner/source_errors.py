@@ -89,9 +89,10 @@ def _advice_on(error: BaseException, scheme: str) -> str | None:
         return hub
     if isinstance(error, ImportError):
         return _PACKAGES.get(scheme, "install the package that reads such URLs")
-    if _code(error) == "NoSuchBucket" or (scheme in _GS and "bucket does not exist" in str(error)):
-        return f"there is no such bucket: check its name and its region, and {_ENDPOINTS[scheme].partition('and ')[2]}"
-    if _NO_CREDENTIALS.intersection(names) or _code(error) in {401, 403}:
+    if _code(error) == "NoSuchBucket":
+        return "there is no such bucket: check its name and region, and AWS_ENDPOINT_URL"
+    is_forbidden = scheme in _GS and str(error).startswith("Forbidden")  # gcsfs: an OSError without a code
+    if is_forbidden or _NO_CREDENTIALS.intersection(names) or _code(error) in {401, 403}:
         return _CREDENTIALS.get(scheme)
     if _UNREACHABLE.intersection(names):
         return _ENDPOINTS.get(scheme, "check the network and the address")

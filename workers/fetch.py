@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from planner.files import NOTHING_THERE_ADVICE
 from planner.remote_files import open_file_system, read_range
 from planner.source_errors import explain_source_error, is_plain_absence
 from workers.checkpoint_cache import COMPLETE, CacheSettings, beside, locked, make_room, reading, sync, sync_folder
@@ -139,25 +140,27 @@ def list_remote(url: str) -> tuple[RemoteFile, ...]:
 def _list(url: str) -> tuple[Any, tuple[RemoteFile, ...]]:
     try:
         filesystem, root = open_file_system(url)
-        found: dict[str, dict[str, Any]] = filesystem.find(root, maxdepth=2, detail=True)
-        if not found:
-            _ask_why_empty(filesystem, root, url)
+        found = _find(filesystem, root, url)
         found = {path: info if info.get("size") is not None else filesystem.info(path) for path, info in found.items()}
     except Exception as error:  # each file system has errors of its own
         raise LoadError(f"{url} cannot be listed: {explain_source_error(error, url=url)}") from error
     files = [_remote_file(url, root, path, info) for path, info in sorted(found.items()) if path.endswith(_WANTED)]
     if not any(file.name == "model_index.json" for file in files):
-        raise LoadError(f"{url} has no model_index.json: give the folder of a checkpoint in diffusers layout")
+        advice = "give the folder of a checkpoint in diffusers layout" if found else NOTHING_THERE_ADVICE
+        raise LoadError(f"{url} has no model_index.json: {advice}")
     return filesystem, tuple(files)
 
 
-def _ask_why_empty(filesystem: Any, root: str, url: str) -> None:
-    """Some file systems find nothing in a bucket that is not there; listing it raises the reason."""
+def _find(filesystem: Any, root: str, url: str) -> dict[str, dict[str, Any]]:
     try:
-        filesystem.ls(root)
+        found: dict[str, dict[str, Any]] = filesystem.find(root, maxdepth=2, detail=True)
+        if not found:
+            filesystem.ls(root)  # some find nothing in a bucket that is not there; listing it raises the reason
     except FileNotFoundError as error:
         if not is_plain_absence(error, url=url):
             raise
+        return {}
+    return found
 
 
 def _remote_file(url: str, root: str, path: str, info: dict[str, Any]) -> RemoteFile:

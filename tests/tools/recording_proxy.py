@@ -26,12 +26,17 @@ class Passed:
 
 @dataclass
 class Recording:
-    """The proxy's address, and what went through it. `before` is called with each request before it is passed on."""
+    """The proxy's address, and what went through it.
+
+    `before` is called with each request before it is passed on; `instead` may give status and body of an answer without
+    passing it on.
+    """
 
     url: str = ""
     passed: list[Passed] = field(default_factory=list)
     most_at_once: int = 0
     before: Callable[[str, str], Outcome] = lambda method, path: "pass"
+    instead: Callable[[str, str], tuple[int, bytes] | None] = lambda method, path: None
 
     def body_bytes(self, ending: str) -> int:
         """Bytes of all bodies that answered GETs of paths with this ending."""
@@ -69,6 +74,13 @@ def recording_proxy(upstream: str) -> Iterator[Recording]:
 
         def _pass_on(self) -> None:
             path = unquote(self.path.partition("?")[0])
+            laid = recording.instead(self.command, path)
+            if laid is not None:
+                self.send_response(laid[0])
+                self.send_header("Content-Length", str(len(laid[1])))
+                self.end_headers()
+                self.wfile.write(laid[1])
+                return
             outcome = recording.before(self.command, path)
             connection = HTTPConnection(host, port, timeout=60)
             connection.request(self.command, self.path, headers=dict(self.headers.items()))

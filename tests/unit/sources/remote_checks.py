@@ -54,7 +54,8 @@ def assert_nothing_kept(cache: Path) -> None:
 def plan_by_command(url: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """`heliograph plan URL --gpus 1 --gpu-type H100 --json`, which finds the server by its environment alone."""
     command = [sys.executable, "-m", "deployments.cli", "plan", url, "--gpus", "1", "--gpu-type", "H100", "--json"]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "HF_", "GOOGLE_"))}
+    drop = ("AWS_", "HF_", "GOOGLE_", "STORAGE_")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(drop)}
     return subprocess.run(
         command,
         env=clean | {"PYTHONPATH": str(ROOT)} | environment,
