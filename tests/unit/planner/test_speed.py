@@ -40,6 +40,19 @@ def test_planning_loads_no_heavy_library_and_takes_under_half_a_second(tmp_path:
     assert min(seconds) < 0.5
 
 
+def test_planners_own_process_does_not_look_through_its_imports_for_garbage() -> None:
+    code = (
+        "import gc\nfrom planner.actor import PlannerActor\n"
+        "counts = []\nfor process in ('shared', 'own'):\n"
+        "    PlannerActor(process)\n    counts.append(gc.get_freeze_count())\n"
+        "print(*counts, len(gc.get_objects()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    shared, own, looked_through = map(int, done.stdout.split())
+    assert shared < 1000  # Python's own
+    assert own > 30_000 > 100 * looked_through
+
+
 def test_median_planning_time_is_under_50_ms(tmp_path: Path) -> None:
     checkpoint = str(write_wan(tmp_path, num_layers=40, width=5120, two_transformers=True, encoder_layers=24))
     cluster = cluster_from_flags(gpus_per_node=2, gpu_type="H100")
