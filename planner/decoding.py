@@ -15,6 +15,9 @@ from planner.tables import counted_decoders
 
 ByFrames = tuple[tuple[int, float], ...]
 """`(frames, bytes)`, by frames."""
+_BY_FRAMES = ("bytes_per_pixel", "tile_bytes", "tiled_bytes_per_pixel", "bytes_per_pixel_squared")
+_WIDTHS = ("decoder_block_out_channels", "decode_block_out_channels", "up_block_out_channels", "block_out_channels")
+"""Where configurations keep the channels of a decoder's levels, the last level first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,8 @@ class Decoder:
         top_channels: channels of its last level.
         top_patch: pixels a side that the last level holds as channels.
         bytes_per_pixel: by frames; per pixel of one frame.
+        bytes_per_pixel_squared: by frames; of attention among all positions of a frame, or of all frames, where the
+            class holds it as a matrix. It is gone before the last levels run: the larger of the two counts.
         tile_bytes, tiled_bytes_per_pixel: by frames, decoding in tiles: for a tile, and for the tiles that are done.
             Empty where tiles were not counted.
     """
@@ -34,6 +39,7 @@ class Decoder:
     bytes_per_pixel: ByFrames
     tile_bytes: ByFrames = ()
     tiled_bytes_per_pixel: ByFrames = ()
+    bytes_per_pixel_squared: ByFrames = ()
 
 
 def find_decoder(class_name: str) -> Decoder | None:
@@ -51,6 +57,8 @@ def decode_bytes(
         return None
     scale = channels / decoder.top_channels * (decoder.top_patch / top_patch(config)) ** 2
     whole = at_length(decoder.bytes_per_pixel, num_frames) * scale * pixels
+    if decoder.bytes_per_pixel_squared:
+        whole = max(whole, at_length(decoder.bytes_per_pixel_squared, num_frames) * pixels**2)
     if decoding is Decoding.WHOLE or not decoder.tile_bytes:
         return whole
     done = at_length(decoder.tiled_bytes_per_pixel, num_frames) * pixels
@@ -76,7 +84,7 @@ def at_length(points: ByFrames, num_frames: int) -> float:
 def top_channels(config: Mapping[str, Any]) -> int | None:
     """Channels of the decoder's last level; None if the configuration does not say."""
     base = _positive(config.get("decoder_base_dim") or config.get("base_dim"))
-    widths = config.get("decoder_block_out_channels") or config.get("block_out_channels")
+    widths = next((config[key] for key in _WIDTHS if config.get(key)), None)
     return base or (_positive(widths[0]) if isinstance(widths, list | tuple) and widths else None)
 
 
@@ -96,7 +104,7 @@ def _decoders() -> dict[str, Decoder]:
         name: Decoder(
             entry["top_channels"],
             entry["top_patch"],
-            *(tuple(map(tuple, entry[field])) for field in ("bytes_per_pixel", "tile_bytes", "tiled_bytes_per_pixel")),
+            *(tuple(map(tuple, entry[field])) for field in _BY_FRAMES),
         )
         for name, entry in counted_decoders().items()
     }

@@ -13,6 +13,23 @@ from tests.tools.make_decoder_table import CASES, measure
 
 QUICK = ("AutoencoderKL", "AutoencoderKLQwenImage")
 WAN_BASE = 96
+NOT_COUNTED = {
+    "it makes sound": (
+        "AutoencoderKLKVAEAudio", "AutoencoderKLLTX2Audio", "AutoencoderKLMiniMaxH3Audio", "AutoencoderOobleck",
+        "AutoencoderSAME", "Cosmos3AVAEAudioTokenizer", "LongCatAudioDiTVae", "MMAudioVAE", "MMAudioVocoder",
+        "MiniMaxMusic3Vocoder",
+    ),
+    "it makes proteins": ("RFD4ProteinaAutoencoder",),
+    "no pipeline declares it": (
+        "AutoencoderKLKVAE", "AutoencoderKLKVAEVideo", "AutoencoderRAE", "AutoencoderVidTok", "ConsistencyDecoderVAE",
+    ),
+    "it decodes in its own tiles only, and only lengths and sizes that fill them": ("AutoencoderKLAllegro",),
+    "its decoder is a transformer, without levels whose channels would say how large it is": (
+        "AutoencoderKLMiniMaxH3", "LTX2VideoDiffusionDecoderModel",
+    ),
+    "its pipeline makes large pictures of finished ones, and is not planned for": ("Kandinsky6SRVAE",),
+}  # fmt: skip
+"""Decoders of diffusers that the table leaves out, by reason."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.full) for n in CASES])
@@ -24,6 +41,33 @@ def test_table_is_what_the_installed_decoder_takes(name: str) -> None:
     for field in ("bytes_per_pixel", "tile_bytes", "tiled_bytes_per_pixel"):
         expected = pytest.approx(dict(getattr(counted, field)), rel=0.01, abs=1.0)
         assert dict(getattr(kept, field)) == expected, "run python -m tests.tools.make_decoder_table"
+    squared = pytest.approx(dict(counted.bytes_per_pixel_squared), rel=0.01, abs=0.0)
+    assert dict(kept.bytes_per_pixel_squared) == squared, "run python -m tests.tools.make_decoder_table"
+
+
+def test_every_decoder_of_diffusers_is_counted_or_left_out_for_a_reason() -> None:
+    left_out = [name for names in NOT_COUNTED.values() for name in names]
+    exported = {
+        name
+        for name in dir(diffusers)
+        if str(getattr(getattr(diffusers, name), "__module__", "")).startswith("diffusers.models.autoencoders.")
+    }
+    assert exported == {*CASES, *left_out}
+    assert len(left_out) + len(CASES) == len(exported)
+    assert [name for name in CASES if find_decoder(name) is None] == []
+
+
+def test_attention_among_all_positions_counts_where_it_is_larger_than_the_last_levels() -> None:
+    config = {"decode_block_out_channels": [256, 512, 512, 512], "patch_size": 4}
+
+    def cosmos_bytes(pixels: int) -> float:
+        found = decode_bytes("AutoencoderKLCosmos", config, pixels=pixels, num_frames=81)
+        assert found is not None
+        return found
+
+    small, large = 256 * 256, 1280 * 704
+    assert cosmos_bytes(2 * small) == 2 * cosmos_bytes(small)
+    assert cosmos_bytes(2 * large) == 4 * cosmos_bytes(large)
 
 
 @pytest.mark.parametrize(("frames", "expected"), [(1, 10.0), (5, 20.0), (9, 30.0), (17, 50.0)])
