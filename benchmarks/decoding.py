@@ -76,7 +76,7 @@ def _latents(model: Any, case: Case, shape: tuple[int, int, int], options: Optio
     config = dict(model.config)
     spatial = 32 if type(model).__name__ == "AutoencoderDC" else 8
     channels = config.get("z_dim") or config["latent_channels"]
-    length = ((frames - 1) // 4 + 1,) if case.has_time else ()
+    length = ((frames - 1) // 4 + 1,) if case.layout == "video" else ()
     return torch.randn(1, channels, *length, height // spatial, width // spatial).to(options.device, options.dtype)
 
 

@@ -116,6 +116,7 @@ CASES: Mapping[str, Case] = {
     "AutoencoderKLTemporalDecoder": Case(SVD, (1, 14, 25), layout="frames as batch", has_tiles=False),
     "AutoencoderKLWan": Case(SKELETONS["Wan2.1-T2V-1.3B"][1]["vae"]),
     "AutoencoderTiny": Case(diffusers.AutoencoderTiny, PICTURE, layout="picture"),
+    "Kandinsky6SRVAE": Case(diffusers.Kandinsky6SRVAE, has_tiles=False),
     "VQModel": Case(MOVQ, PICTURE, layout="picture", arguments={"force_not_quantize": True}),
 }
 

@@ -27,7 +27,6 @@ NOT_COUNTED = {
     "its decoder is a transformer, without levels whose channels would say how large it is": (
         "AutoencoderKLMiniMaxH3", "LTX2VideoDiffusionDecoderModel",
     ),
-    "its pipeline makes large pictures of finished ones, and is not planned for": ("Kandinsky6SRVAE",),
 }  # fmt: skip
 """Decoders of diffusers that the table leaves out, by reason."""
 
