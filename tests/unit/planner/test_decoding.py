@@ -31,6 +31,7 @@ NOT_COUNTED = {
 """Decoders of diffusers that the table leaves out, by reason."""
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.full) for n in CASES])
 def test_table_is_what_the_installed_decoder_takes(name: str) -> None:
     assert diffusers.__version__ == table_version("decoders"), "run python -m tests.tools.make_decoder_table"
