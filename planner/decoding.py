@@ -16,6 +16,8 @@ from planner.tables import counted_decoders
 ByFrames = tuple[tuple[int, float], ...]
 """`(frames, bytes)`, by frames."""
 _BY_FRAMES = ("bytes_per_pixel", "tile_bytes", "tiled_bytes_per_pixel", "bytes_per_pixel_squared")
+TILES_ONLY = frozenset({"AutoencoderKLAllegro"})
+"""Classes that diffusers (0.42) decodes in tiles only; `decode` of whole frames is not written yet."""
 _WIDTHS = ("decoder_block_out_channels", "decode_block_out_channels", "up_block_out_channels", "block_out_channels")
 """Where configurations keep the channels of a decoder's levels, the last level first."""
 

@@ -16,8 +16,9 @@ from planner.checkpoint import Checkpoint, check_loadable
 from planner.choice import objective, why_not
 from planner.cluster import Cluster, NodeType
 from planner.context import PlanContext, resolve_context
-from planner.decoding import can_tile
+from planner.decoding import TILES_ONLY, can_tile
 from planner.degrees import Degrees
+from planner.errors import PlanRequestError
 from planner.evaluation import Candidate, Excess, Site, evaluate, find_excess
 from planner.measurements import Measurement
 from planner.nodes import equivalence, node_problem, usable_nodes
@@ -46,6 +47,7 @@ def plan_group(
 
     def search(other: PlanRequest) -> _Found:
         check_request(checkpoint, other)
+        other = _with_tiles_if_needed(checkpoint, other)
         context = resolve_context(checkpoint, cluster, other, measurements=measurements)
         nodes = usable_nodes(cluster, device=context.device)
         found = _search(context, nodes)
@@ -63,6 +65,20 @@ def plan_group(
             context, tuple(rejected.values()), found.closest, plan_for=lambda other: search(other).chosen
         )
     return make_plan(found.chosen, context, cluster, tuple(rejected.values()), others=found.others)
+
+
+def _with_tiles_if_needed(checkpoint: Checkpoint, request: PlanRequest) -> PlanRequest:
+    """The request, decoding in tiles where the autoencoder has no other way.
+
+    Raises:
+        PlanRequestError: it states that frames are decoded whole.
+    """
+    name = next((c.class_name for c in checkpoint.components if c.class_name in TILES_ONLY), None)
+    if name is None or request.decoding == Decoding.TILES:
+        return request
+    if request.decoding == Decoding.WHOLE:
+        raise PlanRequestError(f"{name} decodes in tiles only: drop decoding={Decoding.WHOLE}")
+    return request.model_copy(update={"decoding": Decoding.TILES})
 
 
 def _can_tile(checkpoint: Checkpoint) -> bool:

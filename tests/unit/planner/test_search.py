@@ -11,7 +11,7 @@ from planner.checkpoint import Checkpoint, read_checkpoint
 from planner.cluster import GIB, Cluster, NodeType, cluster_from_flags
 from planner.errors import InfeasiblePlanError, PlanRequestError, UnsafeCheckpointError
 from planner.memory import gpu_headroom_bytes, host_headroom_bytes
-from planner.plan import InfeasibleReport, Mode, Plan, PlanRequest, Residency, ResidencyChoice
+from planner.plan import Decoding, InfeasibleReport, Mode, Plan, PlanRequest, Residency, ResidencyChoice
 from planner.search import plan_group
 from tests.unit.planner.checkpoints import write_json, write_wan
 
@@ -453,3 +453,12 @@ def test_memory_mode_never_peaks_higher_than_auto(big: Checkpoint, count: int, g
     if auto is not None:
         assert least is not None
         assert gpu_peak(least) <= gpu_peak(auto) <= gib * GIB
+
+
+def test_an_autoencoder_that_decodes_in_tiles_only_is_planned_so(tmp_path: Path) -> None:
+    write_wan(tmp_path, extra={"vae": ["diffusers", "AutoencoderKLAllegro"]})
+    checkpoint = read_checkpoint(str(tmp_path))
+    cluster = cluster_from_flags(gpus_per_node=1, gpu_memory_gib=80)
+    assert plan_group(checkpoint, cluster, PlanRequest()).decoding is Decoding.TILES
+    with pytest.raises(PlanRequestError, match="AutoencoderKLAllegro decodes in tiles only"):
+        plan_group(checkpoint, cluster, PlanRequest(decoding=Decoding.WHOLE))
