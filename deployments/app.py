@@ -38,7 +38,8 @@ _LOOK_BACK_S = 10.0
 # Groups that may be there beside those wanted while new ones replace old ones; rounded up, so at least one. It is also
 # the share that Serve stops at a time.
 _SURGE_PERCENT = 20
-_HEALTH_CHECK_PERIOD_S = 2.0
+# A group's check stays open for longer than this (`held_check.py`): the next one follows at once.
+_HEALTH_CHECK_PERIOD_S = 1.0
 _HEALTH_CHECK_TIMEOUT_S = 15.0
 
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from deployments.autoscaling import COST_METRIC
 from deployments.detached import detached
 from deployments.group_client import GeneratedMedia, GroupEvent, PreviewFile
+from deployments.held_check import HeldCheck
 from deployments.logs import configure_logging
 from deployments.measuring import make_call_stats, make_measurement, report_to_planner
 from deployments.media import encode_image, encode_mp4, encode_thumbnail
@@ -53,6 +54,7 @@ class GroupDeployment:
             self._group = self._start(settings, stage)
         finally:
             stage.end()
+        self._held_check = HeldCheck(self._check, self._group.wait_for_an_end, num_replicas=settings.max_groups)
 
     async def describe(self) -> GroupDescription:
         """What the group can do."""
@@ -110,21 +112,24 @@ class GroupDeployment:
     async def probe(self) -> AsyncGenerator[str, None]:
         """Says that the group was reached, then, when every rank has answered, that it is well."""
         yield "reached"
-        await self.check_health()
+        await self._check()
         yield "ok"
 
     async def check_health(self) -> None:
         """Called by Serve; a failing check alone would keep the broken replica in rotation for seconds."""
-        try:
-            await asyncio.to_thread(self._group.check)
-        except GroupDiedError as error:
-            self._end(error)
+        await self._held_check.run()
 
     def __del__(self) -> None:
         """Called by Serve when the replica is told to stop."""
         group = getattr(self, "_group", None)
         if group is not None:
             group.shutdown(timeout_s=5.0)
+
+    async def _check(self) -> None:
+        try:
+            await asyncio.to_thread(self._group.check)
+        except GroupDiedError as error:
+            self._end(error)
 
     def _start(self, settings: ModelSettings, stage: StageReport) -> WorkerGroup:
         """A group that has run every shape of the warm-up."""

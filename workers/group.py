@@ -1,5 +1,6 @@
 """A group of rank actors, from the coordinator's side: start, generate, watch, stop. No torch here."""
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -24,6 +25,7 @@ from workers.rank_actor import RankActor
 
 logger = logging.getLogger(__name__)
 _PING_TIMEOUT_S = 10.0
+_WATCH_PERIOD_S = 0.25
 RANK_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 """A rank has some 46 threads, most of them Ray's, and what one of them allocates another frees. Over glibc's default of
 eight arenas a core the leader grew by 5.3 % from request 300 to 1,000, nearly all of it free memory in arenas; over two
@@ -142,9 +144,8 @@ class WorkerGroup:
 
     def check(self) -> None:
         """Raises `GroupDiedError` if a rank is dead, has left its loop, or does not answer."""
-        ended, _ = ray.wait(self._follow_refs, timeout=0) if self._follow_refs else ([], [])
         try:
-            for reference in ended:
+            for reference in self._ended_followers():
                 ray.get(reference)
                 raise GroupDiedError("a follower left its loop")
             ray.get([rank.ping.remote() for rank in self._ranks], timeout=_PING_TIMEOUT_S)
@@ -152,6 +153,12 @@ class WorkerGroup:
             raise GroupDiedError(f"a rank did not answer within {_PING_TIMEOUT_S:g} s") from error
         except RayError as error:
             raise GroupDiedError(f"a rank is gone: {_unwrap(error)}") from error
+
+    async def wait_for_an_end(self, timeout_s: float) -> None:
+        """Returns soon after a follower has left its loop, as it does when any rank ends, or when the time is up."""
+        deadline = _Deadline(timeout_s)
+        while not self._ended_followers() and not deadline.is_over:
+            await asyncio.sleep(min(_WATCH_PERIOD_S, deadline.left()))
 
     def shutdown(self, timeout_s: float = 10.0) -> None:
         """Ends all ranks and gives the placement group back; returns when the processes are gone or time is up."""
@@ -169,6 +176,9 @@ class WorkerGroup:
         if self._own_placement is not None:
             remove_placement_group(self._own_placement)
             self._own_placement = None
+
+    def _ended_followers(self) -> list[Any]:
+        return ray.wait(self._follow_refs, timeout=0)[0] if self._follow_refs else []
 
     def _create_ranks(self, placement: PlacementGroup, first_bundle: int) -> None:
         for world_rank in range(self.plan.group.num_ranks):
@@ -225,6 +235,10 @@ class _Phases:
 class _Deadline:
     def __init__(self, timeout_s: float) -> None:
         self._end = time.monotonic() + timeout_s
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() >= self._end
 
     def left(self) -> float:
         return max(self._end - time.monotonic(), 0.001)

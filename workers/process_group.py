@@ -3,7 +3,6 @@
 import datetime
 import os
 import socket
-from dataclasses import dataclass
 
 import psutil
 import torch
@@ -13,22 +12,13 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from planner.plan import Plan, Residency
 from workers.lanes import LaneLayout
+from workers.rendezvous import Rendezvous
 from workers.shared_host import NodeRanks
 from workers.wire import WireListener, new_key
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(days=1)
 """Of the process group, longer than any call: what ends a call that hangs is its own deadline (`call_watch`), which
 knows how long such calls take. By this one NCCL's watchdog would end a rank that only waits for a peer's compiler."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rendezvous:
-    """Where the followers find the leader. `key` is the group's secret."""
-
-    host: str
-    store_port: int
-    wire_port: int
-    key: bytes
 
 
 class LeaderDoor:

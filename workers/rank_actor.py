@@ -15,13 +15,15 @@ from workers.call_pace import CallDeadlines, CallPace
 from workers.calls import GenerateCall, GenerateResult, GroupDescription, Preview, Progress
 from workers.compile_cache import keep_compiled_code
 from workers.errors import GroupDiedError, GroupStartError, WorkerError
+from workers.library_imports import import_libraries
 from workers.request_control import RunningRequest
 
 if TYPE_CHECKING:
     from workers.calls import ComponentLoaded
     from workers.leader import Leader
     from workers.link import Link
-    from workers.process_group import LeaderDoor, Rendezvous
+    from workers.process_group import LeaderDoor
+    from workers.rendezvous import Rendezvous
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class RankActor:
         self._num_threads = num_threads
         self._compute = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
         # On all ranks at once, while the coordinator still asks where they are; what fails here fails again in `join`.
-        self._compute.submit(_import_libraries)
+        self._compute.submit(import_libraries)
         self._door: LeaderDoor | None = None
         self._link: Link | None = None
         self._links: dict[int, Link] = {}
@@ -248,13 +250,6 @@ class RankActor:
             extra_stats=lambda: {"weight_bytes_read": bytes_read, "peak_bytes": peak_bytes()},
             on_start=self._components.start_request,
         )
-
-
-def _import_libraries() -> None:
-    """What loading and calling need: most of the seconds in which a group of a small model starts."""
-    import workers.components
-    import workers.leader
-    import workers.process_group  # noqa: F401
 
 
 def _quiet_libraries() -> None:

@@ -40,6 +40,17 @@ def command_line(process):
         return ""
 
 
+def test_only_ranks_have_torch_in_their_memory(app):
+    processes = psutil.Process().children(recursive=True)
+    starts = ("ray::ServeReplica:heliograph:Group", "ray::ServeReplica:heliograph:Ingress", "ray::RankActor")
+    has_torch = {start: set() for start in starts}
+    for process in processes:
+        for start in starts:
+            if command_line(process).startswith(start):
+                has_torch[start].add(any("libtorch" in item.path for item in process.memory_maps()))
+    assert list(has_torch.values()) == [{False}, {False}, {True}]
+
+
 def test_disconnecting_frees_the_group(http):
     with http.stream("POST", "/v1/images/generations", json={**LONG, "stream": True}) as response:
         for line in response.iter_lines():
