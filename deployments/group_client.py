@@ -10,6 +10,7 @@ from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview, ReplicaState
+from ray.util import list_named_actors
 
 from deployments.errors import DeploymentError, UnavailableError
 from deployments.schemas import GenerationRequest
@@ -18,6 +19,7 @@ from workers.errors import CallCancelledError, GroupDiedError, WorkerError
 
 logger = logging.getLogger(__name__)
 _CANCEL_TIMEOUT_S = 10.0
+_REPLICA = "SERVE_REPLICA::"  # how Serve begins the names of its replicas' actors; app and deployment follow
 Probe = Literal["ok", "unreached", "dead"]
 
 
@@ -163,7 +165,10 @@ class ServeGroupClient:
         return read_status(deployment) if deployment else GroupsStatus(num_running=0, may_be_none=False)
 
     async def probe(self, *, timeout_s: float) -> Probe:
-        """See `GroupClient.probe`. A group answers at once that it was reached, and again when its ranks answered."""
+        """See `GroupClient.probe`. A group answers at once that it was reached, and again when its ranks answered.
+
+        One that is full and one whose death Serve has not found out yet look alike to a call, so Ray is asked then.
+        """
         response = self._handle.options(stream=True).probe.remote()
         was_reached = False
         try:
@@ -173,9 +178,16 @@ class ServeGroupClient:
             return "ok"
         except TimeoutError:
             response.cancel()
-            return "dead" if was_reached else "unreached"
+            if was_reached or not await asyncio.to_thread(self._num_processes):
+                return "dead"
+            return "unreached"
         except (RayError, DeploymentUnavailableError):
             return "dead"
+
+    def _num_processes(self) -> int:
+        """Groups whose coordinator lives, those that are being started too: Ray knows of a death before Serve does."""
+        start = f"{_REPLICA}{self._app_name}#{self._handle.deployment_name}#"
+        return sum(actor["name"].startswith(start) for actor in list_named_actors(all_namespaces=True))
 
 
 def read_status(deployment: DeploymentStatusOverview) -> GroupsStatus:

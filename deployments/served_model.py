@@ -1,5 +1,6 @@
 """One model as an ingress replica knows it: its plan, its groups, and what those can do once one is up."""
 
+import asyncio
 import logging
 import time
 import uuid
@@ -63,6 +64,7 @@ class ServedModel:
         self._poison = PoisonMemory()
         self.created = int(time.time())
         self._description: GroupDescription | None = None
+        self._learning: asyncio.Task[None] | None = None
 
     @property
     def name(self) -> str:
@@ -79,8 +81,23 @@ class ServedModel:
         return self.admission.known_seconds
 
     async def prepare(self) -> None:
-        """Learns what the groups can do as soon as one is up, so that wrong requests are refused without queueing."""
-        self._description = await self.group.describe()
+        """Learns what the groups can do as soon as one is up, so that wrong requests are refused without queueing.
+
+        Where none needs to be up, the question itself would start one: it is asked when a request has.
+        """
+        if not self.may_be_down:
+            await self._learn()
+
+    async def _learn(self) -> None:
+        try:
+            self._description = await self.group.describe()
+        except Exception as error:  # a group's, or of the way to it: requests are served without, and it is asked again
+            logger.warning("%s: what the groups can do is not known yet: %s", self.name, error)
+
+    def _learn_of_running_group(self) -> None:
+        """Asks in the background, unless it is known or asked already."""
+        if self._description is None and (self._learning is None or self._learning.done()):
+            self._learning = asyncio.create_task(self._learn())
 
     def check(self, request: GenerationRequest, limits: Limits) -> None:
         """Refuses what cannot be, as far as it is known by now.
@@ -124,6 +141,7 @@ class ServedModel:
                 async with aclosing(events):
                     async for event in events:
                         has_begun = True
+                        self._learn_of_running_group()
                         meter.on_event(event)
                         if isinstance(event, GeneratedMedia):  # now: who has the file may not ask for the end
                             self._poison.clear(name)

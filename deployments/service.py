@@ -185,7 +185,7 @@ class Service:
                 if groups.num_running == 0:
                     return _without_group(model, groups)
                 probe = await model.group.probe(timeout_s=timeout_s)
-                if probe == "unreached" and (groups := await model.group.status()).num_running == 0:
+                if probe != "ok" and (groups := await model.group.status()).num_running == 0:
                     # It had gone, and Serve had not found out when it was asked first.
                     return _without_group(model, groups)
         except TimeoutError:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import httpx
 import pytest
@@ -29,6 +30,8 @@ def test_groups_come_with_waiting_work_and_go_without_it(run_heliograph, tmp_pat
     command = run_heliograph("serve", config, "--port", "0")
     command.wait_for_line("Ctrl-C stops it", timeout_s=150)
     url = re.search(r"http://127\.0\.0\.1:\d+", command.stderr)[0]
+    # Serve's controller would have started one by now: it looks at the waiting requests every 2 s.
+    assert not becomes_true(lambda: set(groups()) - before, within_s=12), "a deploy alone starts no group"
     jobs = [submit(url, seed) for seed in range(16)]
     wait_until(lambda: len(set(groups()) - before) == 2, "two groups", timeout_s=200)
     for job in jobs:
@@ -41,6 +44,14 @@ def test_groups_come_with_waiting_work_and_go_without_it(run_heliograph, tmp_pat
     wait_until(lambda: not set(groups()) - before, "no group again", timeout_s=200)
     command.interrupt()
     assert command.wait(timeout_s=60) == 130, command.stderr
+
+
+def becomes_true(condition, *, within_s):
+    """Whether it does; the time is how long its absence is watched."""
+    end = time.monotonic() + within_s
+    while not (result := condition()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return bool(result)
 
 
 def groups():

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import ExitStack
 
 import psutil
 import pytest
@@ -26,6 +27,12 @@ def rank_pids():
     return sorted(
         p.pid for p in psutil.Process().children(recursive=True) if command_line(p).startswith("ray::RankActor")
     )
+
+
+def coordinator_pids():
+    """Processes of the app's groups."""
+    children = psutil.Process().children(recursive=True)
+    return [p.pid for p in children if command_line(p).startswith("ray::ServeReplica:heliograph:Group")]
 
 
 def for_each(act, events):
@@ -73,6 +80,22 @@ def test_request_whose_rank_dies_gets_its_picture_from_the_next_group(app, http,
     assert event.b64_json == expected
     assert not set(before) & set(rank_pids()), "the whole group is new"
     wait_until(lambda: http.get("/health").status_code == 200, "healthy again")
+
+
+def test_health_tells_a_group_at_work_from_one_that_died_at_work(http):
+    with ExitStack() as stack:
+        for seed in range(4):  # more than a group takes at once
+            body = {**LONG, "seed": seed, "stream": True}
+            stack.enter_context(http.stream("POST", "/v1/images/generations", json=body))
+        wait_until(lambda: http.get("/health").json()["status"] == "busy", "all groups at work")
+        before = rank_pids()
+        for pid in coordinator_pids():
+            os.kill(pid, signal.SIGKILL)
+        answers = []
+        wait_until(lambda: answers.append(http.get("/health")) or answers[-1].is_success, "a 200", timeout_s=90)
+        assert len(set(rank_pids()) - set(before)) == 2, "there is a new group"
+        assert len(answers) > 1
+    wait_until(lambda: http.get("/health").json()["status"] == "ok", "no request is left")
 
 
 @pytest.mark.full

@@ -50,6 +50,7 @@ class FakeGroups:
         self.request_ids: list[str] = []
         self.cancelled_ids: list[str] = []
         self.num_closed = 0
+        self.num_described = 0
         self.num_groups = 1
         self.may_be_none = True
         self.probe_answer: Probe = "ok"
@@ -82,6 +83,7 @@ class FakeGroups:
         self.cancelled_ids.append(request_id)
 
     async def describe(self) -> GroupDescription:
+        self.num_described += 1
         return self.description
 
     async def status(self) -> GroupsStatus:

@@ -96,11 +96,9 @@ async def test_video_events_carry_a_video():
 
 
 @pytest.mark.parametrize(("may_be_none", "expected"), [(False, "unavailable"), (True, "busy")])
-async def test_group_that_could_not_be_reached_and_turns_out_to_be_gone_had_died_or_was_scaled_down(
-    may_be_none, expected
-):
+async def test_group_that_does_not_answer_and_turns_out_to_be_gone_had_died_or_was_scaled_down(may_be_none, expected):
     groups = FakeGroups()
-    groups.probe_answer = "unreached"
+    groups.probe_answer = "dead"
     known = iter([1, 0])  # Serve finds out while the group is asked
 
     async def status():
@@ -119,6 +117,40 @@ async def test_health_says_whether_a_request_would_be_answered(num_groups, probe
     groups = FakeGroups()
     groups.num_groups, groups.probe_answer = num_groups, probe
     assert (await make_service(groups).health()).status == status
+
+
+async def test_model_without_a_group_asks_what_groups_can_do_only_when_a_request_has_started_one():
+    groups = FakeGroups()
+    service = make_service(groups, autoscaling={"min_replicas": 0, "max_replicas": 1})
+    await service.prepare()
+    assert groups.num_described == 0, "the question itself would start one"
+    await service.generate(ImageRequest(prompt="a"))
+    await wait_until(lambda: groups.num_described == 1)
+    with pytest.raises(BadRequestError, match="multiples of 16"):
+        await service.generate(ImageRequest(prompt="a", size="40x32"))
+    assert groups.num_described == 1
+    assert len(groups.seeds) == 1
+
+
+async def test_what_groups_can_do_is_asked_again_after_the_first_question_failed():
+    groups = FakeGroups()
+    service = make_service(groups)
+    groups.describe, working = _fail, groups.describe
+    await service.prepare()
+    assert groups.num_described == 0
+    groups.describe = working
+    await service.generate(ImageRequest(prompt="a"))
+    await wait_until(lambda: groups.num_described == 1)
+
+
+async def wait_until(condition):
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def _fail():
+    raise GroupDiedError("gone")
 
 
 async def test_model_that_was_scaled_to_zero_is_not_unavailable():
