@@ -160,10 +160,12 @@ class GroupDeployment:
         again = self._repeat_until_known(arguments, result)
         peak = max(rank.peak_bytes for rank in result.ranks) / 2**20
         step_s = result.stage_seconds.get("denoise", 0.0) / WARM_UP_STEPS
+        used = max((rank.device_used_bytes or 0 for rank in result.ranks), default=0)
         logger.info(
-            "warm-up (%s): %.2f s, a step %.3f s (predicted %s), peak %.0f MiB a rank (predicted %s)",
+            "warm-up (%s): %.2f s, a step %.3f s (predicted %s), peak %.0f MiB a rank (predicted %s)%s",
             request.output_format, time.monotonic() - start, step_s, _seconds(self._plan.predicted.step_s),
             peak, _mebibytes(self._plan.memory.gpu_peak_bytes),
+            f", {_mebibytes((used,))} in use on its device" if used else "",
         )  # fmt: skip
         if self._profiles is not None:
             # Not the first call: its steps hold what is done only once (kernels, buffers, shapes).

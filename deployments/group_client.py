@@ -35,6 +35,7 @@ class CallStats:
         num_serial_calls: denoiser calls that ran serially though the group has several lanes.
         batch_size: pictures or clips that the pipeline's call made.
         num_failed_previews: asked for, and not shown.
+        gpu_used_bytes: a rank each, of its whole GPU when the call ended; empty on CPU groups.
     """
 
     stage_seconds: Mapping[str, float]
@@ -44,6 +45,7 @@ class CallStats:
     num_serial_calls: int
     batch_size: int
     num_failed_previews: int = 0
+    gpu_used_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

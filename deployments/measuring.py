@@ -47,6 +47,7 @@ def make_call_stats(plan: Plan, result: GenerateResult) -> CallStats:
         num_serial_calls=seam.learnt_signatures + seam.local_calls + seam.uncut_signatures,
         batch_size=result.output.shape[0],
         num_failed_previews=result.num_failed_previews,
+        gpu_used_bytes=tuple(rank.device_used_bytes for rank in result.ranks if rank.device_used_bytes is not None),
     )
 
 

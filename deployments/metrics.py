@@ -65,6 +65,12 @@ class ServiceMetrics:
         self.gpu_peak = self._gauge(
             "gpu_peak_bytes", "a rank's peak since its group's start, of the last call", "model", "rank"
         )
+        self.gpu_used = self._gauge(
+            "gpu_used_bytes",
+            "in use on a rank's whole GPU when the last call ended, as the driver says",
+            "model",
+            "rank",
+        )
         self.gpu_peak_predicted = self._gauge("gpu_peak_predicted_bytes", "the plan's figure", "model", "rank")
         self.gpu_peak_ratio = self._gauge(
             "gpu_peak_predicted_to_measured_ratio", "the plan's peak over the measured one, fullest ranks", "model"
@@ -204,6 +210,8 @@ class RequestMeter:
         metrics.failed_previews.labels(model).inc(stats.num_failed_previews)
         for rank, num_bytes in enumerate(stats.gpu_peak_bytes):
             metrics.gpu_peak.labels(model, str(rank)).set(num_bytes)
+        for rank, num_bytes in enumerate(stats.gpu_used_bytes):
+            metrics.gpu_used.labels(model, str(rank)).set(num_bytes)
         measured, predicted = max(stats.gpu_peak_bytes, default=0), max(self._plan.memory.gpu_peak_bytes, default=0)
         if measured and predicted:
             metrics.gpu_peak_ratio.labels(model).set(predicted / measured)

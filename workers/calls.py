@@ -1,7 +1,7 @@
 """What goes in and out of a group: a call, its progress, its result. No torch here: coordinators import this module."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -61,8 +61,12 @@ class RankStats:
     Attributes:
         denoiser_calls: calls of denoisers whose result was used (a rank that only takes part in collectives has none).
         denoiser_rows: the same times batch rows.
+        peak_bytes: of the allocator on a GPU, resident host memory on a CPU.
         component_rows: calls times batch rows of each component that the leader calls through the seam, ControlNets
             and sharded encoders too.
+        device_used_bytes: of the rank's whole device at the end of the call, as its driver says: with NCCL's buffers,
+            CUDA's own memory, and other processes'. None on a CPU.
+        num_graphs: that compiled blocks have; `num_graph_breaks` and `graph_break_reasons` say how whole they are.
     """
 
     world_rank: int
@@ -71,6 +75,10 @@ class RankStats:
     weight_bytes_read: int
     peak_bytes: int
     component_rows: Mapping[str, int] = field(default_factory=dict)
+    device_used_bytes: int | None = None
+    num_graphs: int = 0
+    num_graph_breaks: int = 0
+    graph_break_reasons: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,18 @@ compiled call).
 import logging
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch._dynamo
 from torch import nn
 
+from workers.calls import RankStats
 from workers.shard_conditions import model_class_name, resolve_boundaries
 
 logger = logging.getLogger(__name__)
+_MAX_REASONS = 8
+_MAX_REASON_CHARACTERS = 200
 
 MAX_GRAPHS_A_BLOCK = 64
 """Shapes a block is compiled for before torch falls back to uncompiled code; its own limit of 8 is soon reached by a
@@ -45,24 +49,37 @@ def compile_blocks(module: nn.Module, *, backend: str | Any = "inductor") -> int
     return len(names)
 
 
+def count_graphs() -> dict[str, Any]:
+    """Fields of `RankStats` for this process: its compiled graphs, their breaks, and why they broke."""
+    dynamo: Any = sys.modules.get("torch._dynamo")
+    if dynamo is None:
+        return {}
+    counters = dynamo.utils.counters
+    reasons = [str(reason).splitlines()[0][:_MAX_REASON_CHARACTERS] for reason in counters["graph_break"]]
+    return {
+        "num_graphs": counters["stats"].get("unique_graphs", 0),
+        "num_graph_breaks": sum(counters["graph_break"].values()),
+        "graph_break_reasons": reasons[:_MAX_REASONS],
+    }
+
+
 class GraphWatch:
-    """Says how whole the compiled blocks are, whenever that has changed: a break costs only speed and is not seen."""
+    """Says how whole the ranks' compiled blocks are, when it has changed: a break costs only speed and is not seen."""
 
     def __init__(self) -> None:
-        self._reported = (0, 0)
+        self._reported: dict[int, tuple[int, int]] = {}
 
-    def report(self) -> None:
+    def report(self, ranks: Iterable[RankStats]) -> None:
         """Call it after a request; silent where nothing was compiled since the last one."""
-        dynamo: Any = sys.modules.get("torch._dynamo")
-        if dynamo is None:
-            return
-        counters = dynamo.utils.counters
-        breaks, graphs = sum(counters["graph_break"].values()), counters["stats"].get("unique_graphs", 0)
-        if (breaks, graphs) == self._reported:
-            return
-        self._reported = (breaks, graphs)
-        if breaks:
-            reasons = "; ".join(str(reason).splitlines()[0] for reason in counters["graph_break"])
-            logger.warning("compiled blocks: %d graphs, broken %d times: %s", graphs, breaks, reasons)
-        else:
-            logger.info("compiled blocks: %d graphs, none broken", graphs)
+        for rank in ranks:
+            counts = (rank.num_graphs, rank.num_graph_breaks)
+            if counts == self._reported.get(rank.world_rank, (0, 0)):
+                continue
+            self._reported[rank.world_rank] = counts
+            if rank.num_graph_breaks:
+                logger.warning(
+                    "rank %d: compiled blocks: %d graphs, broken %d times: %s",
+                    rank.world_rank, *counts, "; ".join(rank.graph_break_reasons),
+                )  # fmt: skip
+            else:
+                logger.info("rank %d: compiled blocks: %d graphs, none broken", rank.world_rank, rank.num_graphs)

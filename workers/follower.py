@@ -21,7 +21,7 @@ def follow(
     link: Link,
     *,
     components: Mapping[str, LocalComponent],
-    extra_stats: Callable[[], dict[str, int]],
+    extra_stats: Callable[[], dict[str, Any]],
     on_start: Callable[[], None] = lambda: None,
 ) -> None:
     """Runs until the leader says goodbye; raises `GroupDiedError` if the leader goes away.

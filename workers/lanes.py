@@ -160,7 +160,7 @@ class Lanes:
         for link in self._links.values():
             link.send({"op": "configure", "component": component}, entries, timeout_s=self._pace.floor_s)
 
-    def stats(self) -> dict[int, dict[str, int]]:
+    def stats(self) -> dict[int, dict[str, Any]]:
         """Counts of each follower since `start_request`, by world rank."""
         counts = {}
         for world_rank, link in self._links.items():

@@ -21,10 +21,10 @@ from workers.flow_shift import flow_shift, takes_flow_shift
 from workers.guiders import Guiders
 from workers.keywords import accepted_keywords
 from workers.lanes import Lanes
-from workers.memory import peak_bytes
 from workers.out_of_memory import free_memory_of, is_out_of_memory
 from workers.pipeline_output import normalize_output
 from workers.previews import Previews
+from workers.rank_measurements import measure_rank
 from workers.remote_call import RemoteComponents
 from workers.replay import Replay
 from workers.request_control import RequestControl, RunningRequest
@@ -119,14 +119,15 @@ class Leader:
                 control.finish()
         finally:
             self._end()
-        self._graphs.report()
+        ranks = self._rank_stats()
+        self._graphs.report(ranks)
         stage_seconds = control.stage_seconds
         logger.info(
             "request %s: encode %.2f s, denoise %.2f s, decode %.2f s", call.request_id, *stage_seconds.values()
         )
         seam = self.seam.counts.since(before)
         return GenerateResult(
-            result, kind, seed, stage_seconds, self._rank_stats(), seam,
+            result, kind, seed, stage_seconds, ranks, seam,
             num_previews=control.num_previews, num_failed_previews=self.previews.num_failed,
         )  # fmt: skip
 
@@ -189,8 +190,7 @@ class Leader:
     def _rank_stats(self) -> tuple[RankStats, ...]:
         own = {
             **count_work(self._lanes.local.values()),
-            "weight_bytes_read": self._components.bytes_read,
-            "peak_bytes": peak_bytes(),
+            **measure_rank(weight_bytes_read=self._components.bytes_read),
         }
         counts = {0: own, **self._lanes.stats()}
         return tuple(RankStats(world_rank=rank, **counts[rank]) for rank in sorted(counts))

@@ -1,4 +1,4 @@
-"""Measured memory of this process."""
+"""Measured memory of this process and its device."""
 
 import resource
 
@@ -10,3 +10,11 @@ def peak_bytes() -> int:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def device_used_bytes() -> int | None:
+    """Bytes in use on this rank's device, by whatever process and library; None on a CPU rank."""
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return int(total - free)

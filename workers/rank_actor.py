@@ -233,7 +233,7 @@ class RankActor:
     def _follow(self) -> None:
         from workers.follower import follow
         from workers.leader import local_components
-        from workers.memory import peak_bytes
+        from workers.rank_measurements import measure_rank
         from workers.remote_call import ServedEntries
 
         assert self._link is not None
@@ -247,7 +247,7 @@ class RankActor:
                 {name: self._components.modules[name] for name in served},
                 self._request,
             ),
-            extra_stats=lambda: {"weight_bytes_read": bytes_read, "peak_bytes": peak_bytes()},
+            extra_stats=lambda: measure_rank(weight_bytes_read=bytes_read),
             on_start=self._components.start_request,
         )
 

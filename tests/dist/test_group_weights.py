@@ -92,11 +92,14 @@ def test_a_remote_checkpoint_is_fetched_once_for_both_ranks(
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
 @pytest.mark.timeout(300)
 def test_compiled_blocks_give_the_result_and_are_kept_on_the_node(tiny_wan: Path, node_caches: Path) -> None:
-    plan = make_wan_plan(tiny_wan, residency={"transformer": Residency.LAYERWISE})
+    plan = make_wan_plan(tiny_wan, num_ranks=2, cfg_degree=2, residency={"transformer": Residency.LAYERWISE})
     group = WorkerGroup.start(plan.model_copy(update={"compile": Compilation.BLOCKS}), timeout_s=90)
     try:
         result = group.generate(GenerateCall(LATENTS, seed=3))
     finally:
         group.shutdown()
     assert torch.allclose(result.output, plain_pipeline(tiny_wan, output_type="latent"), atol=1e-4)
+    for rank in result.ranks:
+        assert rank.num_graphs > 0, f"rank {rank.world_rank} says nothing of its graphs"
+        assert rank.num_graph_breaks == 0, rank.graph_break_reasons
     assert any((node_caches / "compiled").rglob("*.so")) or any((node_caches / "compiled").rglob("*.py"))

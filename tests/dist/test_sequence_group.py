@@ -69,6 +69,7 @@ def test_two_lanes_of_two_ranks_give_the_plain_pipelines_latents(quad: WorkerGro
     # Each rank of a lane counts its lane's rows, whatever share of their tokens it computes: three steps, one branch.
     assert [(stats.denoiser_calls, stats.denoiser_rows) for stats in results[1].ranks] == [(3, 3)] * 4
     assert all(stats.peak_bytes > 2**20 for stats in results[1].ranks)
+    assert [stats.device_used_bytes for stats in results[1].ranks] == [None] * 4
     quad.check()
 
 

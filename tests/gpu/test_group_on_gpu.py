@@ -75,4 +75,4 @@ def test_result_equals_the_plain_pipeline_on_this_gpu(
     num_ranks = choices.get("num_ranks", 1)
     assert torch.equal(result.output, expected)
     assert [stats.denoiser_rows for stats in result.ranks] == [8 // num_ranks] * num_ranks
-    assert all(stats.peak_bytes > 0 for stats in result.ranks)
+    assert all(0 < stats.peak_bytes < (stats.device_used_bytes or 0) for stats in result.ranks)

@@ -1,6 +1,7 @@
 """From a warm-up call to the planner's record of it."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +25,13 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return plan_group(checkpoint, cluster_from_flags(gpus_per_node=2, gpu_type="H100"), PlanRequest(cfg_degree=2))
 
 
-def result(*shape: int) -> GenerateResult:
+def result(*shape: int, used: Sequence[int | None] = (None, None)) -> GenerateResult:
     return GenerateResult(
         output=np.zeros(shape, dtype=np.uint8),
         output_kind="video" if len(shape) == 5 else "image",
         seed=0,
         stage_seconds={"encode": 1.0, "denoise": 3.0, "decode": 0.5},
-        ranks=tuple(RankStats(rank, 1, 1, 0, 10**9 + rank) for rank in (0, 1)),
+        ranks=tuple(RankStats(rank, 1, 1, 0, 10**9 + rank, device_used_bytes=used[rank]) for rank in (0, 1)),
     )
 
 
@@ -48,11 +49,13 @@ def test_measurement_is_of_what_was_really_made(plan: Plan) -> None:
 
 
 def test_call_stats_are_of_this_call_and_this_group(plan: Plan, tmp_path: Path) -> None:
-    stats = make_call_stats(plan, result(1, 17, 480, 832, 3))
+    stats = make_call_stats(plan, result(1, 17, 480, 832, 3, used=(3 * 10**9, 2 * 10**9)))
     assert stats.stage_seconds == {"encode": 1.0, "denoise": 3.0, "decode": 0.5}
     assert stats.gpu_peak_bytes == (10**9, 10**9 + 1)
+    assert stats.gpu_used_bytes == (3 * 10**9, 2 * 10**9)
     assert (stats.num_gpus, stats.num_frames) == (2, 17)
     on_cpu = make_call_stats(make_wan_plan(tmp_path), result(1, 64, 96, 3))
+    assert on_cpu.gpu_used_bytes == ()
     assert (on_cpu.gpu_peak_bytes, on_cpu.num_gpus, on_cpu.num_frames) == ((), 0, 1)
     assert (stats.batch_size, make_call_stats(plan, result(3, 64, 96, 3)).batch_size) == (1, 3)
 

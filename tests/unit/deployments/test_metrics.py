@@ -146,7 +146,9 @@ def test_measured_is_set_beside_the_plan():
     )
     metrics = ServiceMetrics()
     metrics.watch("m", plan, num_wanted=1, queued_seconds=lambda: None)
-    stats = CallStats({"encode": 1.0, "denoise": 10.0, "decode": 1.0}, (1000, 500), 2, 1, 7, batch_size=1)
+    stats = CallStats(
+        {"encode": 1.0, "denoise": 10.0, "decode": 1.0}, (1000, 500), 2, 1, 7, batch_size=1, gpu_used_bytes=(1500, 700)
+    )
     for width in (64, 128):
         with RequestMeter(metrics, "m", plan) as meter:
             meter.on_event(Progress(stage="denoise", step=4, num_steps=10 if width == 128 else 4, seconds_left=None))
@@ -156,6 +158,7 @@ def test_measured_is_set_beside_the_plan():
         return metrics.registry.get_sample_value(f"heliograph_{name}", {"model": "m", **labels})
 
     assert value("gpu_peak_bytes", rank="0") == 1000
+    assert value("gpu_used_bytes", rank="1") == 700
     assert value("gpu_peak_predicted_bytes", rank="1") == 300
     assert value("gpu_peak_predicted_to_measured_ratio") == 0.9
     assert value("step_time_predicted_to_measured_ratio") == 0.8, "of the planned shape only"

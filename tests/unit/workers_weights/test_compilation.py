@@ -1,5 +1,6 @@
 """Compiled blocks: as many graphs with streaming, cached norms and a chosen kernel as without, and none broken."""
 
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -15,9 +16,11 @@ from planner.plan import AttentionBackend
 from tests.dist.weights.compare import build, leaves
 from tests.dist.weights.tiny_models import find_model
 from workers.attention_kernels import choose_attention_kernel, find_problem
+from workers.calls import RankStats
 from workers.compilation import MAX_GRAPHS_A_BLOCK, GraphWatch, compile_blocks
 from workers.compile_cache import keep_compiled_code
 from workers.norms import cache_norms
+from workers.rank_measurements import measure_rank
 from workers.streaming import apply_streaming
 
 CPU = torch.device("cpu")
@@ -83,23 +86,31 @@ def test_a_broken_graph_is_said(caplog: pytest.LogCaptureFixture) -> None:
         torch._dynamo.graph_break()
         return values * 2
 
+    before = this_rank()
+    torch.compile(breaking, backend="eager")(torch.ones(2))
+    broken = this_rank()
+    assert broken.num_graph_breaks == before.num_graph_breaks + 1
+    assert broken.num_graphs > before.num_graphs
     watch = GraphWatch()
     with caplog.at_level(logging.INFO, logger="workers"):
-        torch.compile(breaking, backend="eager")(torch.ones(2))
-        watch.report()
-        watch.report()
-    assert caplog.text.count("broken 1 times") == 1
+        watch.report([RankStats(0, 1, 1, 0, 0, num_graphs=3), broken])
+        watch.report([RankStats(0, 1, 1, 0, 0, num_graphs=3), broken])
+    whole, warning = [record for record in caplog.records if record.name == "workers.compilation"]
+    assert whole.getMessage() == "rank 0: compiled blocks: 3 graphs, none broken"
+    assert f"rank 1: compiled blocks: {broken.num_graphs} graphs, broken" in warning.getMessage()
+    assert broken.graph_break_reasons[0] in warning.getMessage()
+    assert warning.levelno == logging.WARNING
 
 
-def test_whole_graphs_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    watch = GraphWatch()
+def test_ranks_that_compiled_nothing_are_not_mentioned(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="workers"):
-        watch.report()
-        assert caplog.text == ""
-        torch.compile(lambda values: values * 2, backend="eager")(torch.ones(2))
-        watch.report()
-        watch.report()
-    assert caplog.text.count("none broken") == 1
+        GraphWatch().report([RankStats(0, 1, 1, 0, 0), RankStats(1, 1, 1, 0, 0)])
+    assert caplog.text == ""
+
+
+def this_rank() -> RankStats:
+    """What a follower of this process would tell the leader, as it arrives there."""
+    return RankStats(1, 1, 1, **json.loads(json.dumps(measure_rank(weight_bytes_read=0))))
 
 
 def test_kernels_are_compared_with_torchs_own_choice() -> None:
