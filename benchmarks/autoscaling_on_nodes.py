@@ -8,6 +8,7 @@ again. Nothing of it outlives this process, and no other Ray on this machine is 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ import psutil
 import ray
 from ray import serve
 
-from benchmarks.chaos_processes import wait_until
+from benchmarks.chaos_processes import is_gone, wait_until
 from benchmarks.chaos_site import HOST, deploy, make_settings
 from benchmarks.record import keep
 from deployments.interrupts import raise_on_termination
@@ -53,6 +55,9 @@ _ENVIRONMENT = {
 }  # fmt: skip
 _START_TIMEOUT_S = 120.0
 _TIMEOUT_S = 900.0
+_END_TIMEOUT_S = 20.0
+_MAX_LOG_CHARACTERS = 2000
+_MARK = "HELIOGRAPH_AUTOSCALING_RUN"  # in the environment of everything that a run starts
 _PERIOD_S = 0.5
 
 
@@ -107,10 +112,11 @@ def autoscaled_ray(folder: Path, file: Path, *, port: int) -> Iterator[None]:
         "--autoscaling-config", str(file), "--num-cpus", "1", "--num-gpus", "0", "--include-dashboard", "false",
         "--temp-dir", str(folder), "--object-store-memory", str(10**8),
     ]  # fmt: skip
-    with (folder / "head.log").open("wb") as log:
-        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    log = folder / "head.log"
+    with log.open("wb") as output:
+        head = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
     try:
-        _connect(port)
+        connect(port, head, log)
         raise_on_termination()
         yield
     finally:
@@ -153,42 +159,107 @@ def summarize(samples: list[Sample], states: list[str]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Runs it once and keeps the row."""
+def main() -> int:
+    """Runs it once and keeps the row; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=60)
     parser.add_argument("--max-nodes", type=int, default=3)
     options = parser.parse_args()
+    mark = os.environ[_MARK] = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="hg", dir="/tmp") as name:  # short: sockets lie in it
         folder = Path(name)
-        gcs_port = find_port(HOST, 0)
-        address = f"{ray.util.get_node_ip_address()}:{gcs_port}"
-        file = folder / "cluster.json"
-        file.write_text(json.dumps(cluster_document(address, max_nodes=options.max_nodes)))
-        with autoscaled_ray(folder, file, port=gcs_port):
-            scaling = {**_SCALING, "max_replicas": options.max_nodes}
-            settings = make_settings(folder, autoscaling=scaling, cluster_file=str(file))
-            port = find_port(HOST, 0)
-            serve.start(http_options={"host": HOST, "port": port, "location": "HeadOnly"})
-            deploy(settings)
-            url = f"http://{HOST}:{port}"
-            wait_until(lambda: _answers(url), "an ingress replica", timeout_s=_START_TIMEOUT_S, poll_s=_PERIOD_S)
-            samples, states = measure(url, num_jobs=options.jobs)
+        samples, states = _run(folder, num_jobs=options.jobs, max_nodes=options.max_nodes)
+        left = end_what_is_left(mark)
     for sample in samples[:: max(len(samples) // 40, 1)]:
         print(sample)
-    keep("autoscaling_on_nodes", [summarize(samples, states)])
+    row = {**summarize(samples, states), "processes_left": len(left)}
+    keep("autoscaling_on_nodes", [row])
+    problems = [f"left at the end: {line}" for line in left] + find_problems(row)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
 
 
-def _connect(port: int) -> None:
+def find_problems(row: dict[str, Any]) -> list[str]:
+    """What a row of `summarize` says that should not be."""
+    problems = []
+    if row["completed"] != row["jobs"]:
+        problems.append(f"{row['jobs'] - row['completed']} of {row['jobs']} jobs were not made")
+    problems += [f"in {_TIMEOUT_S:g} s not: {name}" for name in ("no_group_s", "no_node_s") if row[name] is None]
+    return problems
+
+
+def connect(port: int, head: "subprocess.Popen[bytes]", log: Path, *, timeout_s: float = _START_TIMEOUT_S) -> None:
+    """Connects to the head as soon as it is up.
+
+    Raises:
+        RuntimeError: the head ended, or was not up in time; says the last reason, and what the head wrote.
+    """
+    reason = "nothing was tried"
+
     def connects() -> bool:
+        nonlocal reason
+        if head.poll() is not None:
+            raise RuntimeError(f"the head node ended with status {head.returncode}: {_tail(log)}")
         try:
             ray.init(address=f"{HOST}:{port}", log_to_driver=False, logging_level="ERROR")
-        except Exception:  # it is not up yet
+        except Exception as error:  # Ray raises anything here; most often the head is not up yet
+            reason = f"{type(error).__name__}: {error}"
             ray.shutdown()
             return False
         return True
 
-    wait_until(connects, "the head node", timeout_s=_START_TIMEOUT_S, poll_s=_PERIOD_S)
+    try:
+        wait_until(connects, "the head node", timeout_s=timeout_s, poll_s=_PERIOD_S)
+    except TimeoutError as error:
+        raise RuntimeError(f"{error}; {reason}; the head node wrote: {_tail(log)}") from error
+
+
+def end_what_is_left(mark: str, *, timeout_s: float = _END_TIMEOUT_S) -> list[str]:
+    """Waits for the end of all processes that were started under a mark; kills and names those that go on."""
+    with contextlib.suppress(TimeoutError):
+        wait_until(lambda: not _marked(mark), "the end of every process", timeout_s=timeout_s, poll_s=_PERIOD_S)
+    left = _marked(mark)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    return [_describe(process) for process in left]
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get(_MARK) == mark:
+                found.append(process)
+    return [process for process in found if not is_gone(process.pid)]
+
+
+def _describe(process: psutil.Process) -> str:
+    try:
+        return f"{process.pid} {' '.join(process.cmdline())[:200]}"
+    except psutil.Error:
+        return str(process.pid)
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-_MAX_LOG_CHARACTERS:].strip() or "nothing"
+
+
+def _run(folder: Path, *, num_jobs: int, max_nodes: int) -> tuple[list[Sample], list[str]]:
+    gcs_port = find_port(HOST, 0)
+    address = f"{ray.util.get_node_ip_address()}:{gcs_port}"
+    file = folder / "cluster.json"
+    file.write_text(json.dumps(cluster_document(address, max_nodes=max_nodes)))
+    with autoscaled_ray(folder, file, port=gcs_port):
+        scaling = {**_SCALING, "max_replicas": max_nodes}
+        settings = make_settings(folder, autoscaling=scaling, cluster_file=str(file))
+        port = find_port(HOST, 0)
+        serve.start(http_options={"host": HOST, "port": port, "location": "HeadOnly"})
+        deploy(settings)
+        url = f"http://{HOST}:{port}"
+        wait_until(lambda: _answers(url), "an ingress replica", timeout_s=_START_TIMEOUT_S, poll_s=_PERIOD_S)
+        return measure(url, num_jobs=num_jobs)
 
 
 def _submit(client: httpx.Client, seed: int) -> str:
@@ -231,7 +302,7 @@ def _kill_tree(pid: int) -> None:
 
 if __name__ == "__main__":
     if _ENVIRONMENT.items() <= os.environ.items():
-        main()
+        sys.exit(main())
     else:  # Ray reads some of it when it is imported, which has happened above
         command = [sys.executable, "-m", "benchmarks.autoscaling_on_nodes", *sys.argv[1:]]
         os.execve(sys.executable, command, os.environ | _ENVIRONMENT)
