@@ -220,10 +220,11 @@ def end_what_is_left(mark: str, *, timeout_s: float = _END_TIMEOUT_S) -> list[st
     with contextlib.suppress(TimeoutError):
         wait_until(lambda: not _marked(mark), "the end of every process", timeout_s=timeout_s, poll_s=_PERIOD_S)
     left = _marked(mark)
+    lines = [_describe(process) for process in left]
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    return [_describe(process) for process in left]
+    return lines
 
 
 def _marked(mark: str) -> list[psutil.Process]:
