@@ -21,6 +21,7 @@ from deployments.served_model import ServedModel
 from deployments.service import Event, MediaRequest, Service
 from deployments.settings import AppSettings
 from deployments.tracing import open_tracing
+from deployments.turns import share_of_calls
 from planner.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Ingress:
                 ServeGroupClient(group, app_name=self._app_name),
                 max_queued_requests=settings.max_queued_requests,
                 max_queued_seconds=settings.queue_ceiling_s,
+                max_calls=share_of_calls(model, num_ingress_replicas=settings.num_ingress_replicas),
             )
             for model, plan, group in zip(settings.served_models, plans, groups, strict=True)
         ]

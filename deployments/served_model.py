@@ -15,6 +15,7 @@ from deployments.pipeline_call import check_call, check_limits
 from deployments.poison import PoisonMemory, fingerprint
 from deployments.schemas import GenerationRequest
 from deployments.settings import Limits, ModelSettings
+from deployments.turns import Turns
 from deployments.work import WorkModel, check_planned_shape
 from planner.plan import Plan
 from workers.calls import GroupDescription
@@ -40,6 +41,7 @@ class ServedModel:
         group: the way to them.
         max_queued_requests: interactive requests that may wait here at once.
         max_queued_seconds: predicted work that may wait here at once.
+        max_calls: that may be at the groups at once; None for all.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class ServedModel:
         *,
         max_queued_requests: int,
         max_queued_seconds: float,
+        max_calls: int | None,
     ) -> None:
         self.settings = settings
         self.plan = plan
@@ -61,6 +64,7 @@ class ServedModel:
             max_seconds=max_queued_seconds,
             num_servers=settings.max_groups,
         )
+        self._turns = Turns(max_calls)
         self._poison = PoisonMemory()
         self.created = int(time.time())
         self._description: GroupDescription | None = None
@@ -129,9 +133,18 @@ class ServedModel:
         Raises:
             RequestError: it cannot be done; says why.
         """
+        end = time.monotonic() + deadline_s
+        async with self._turns.turn():
+            attempts = self._attempts(request, seed=seed, end=end, meter=meter, request_id=request_id)
+            async with aclosing(attempts) as events:
+                async for event in events:
+                    yield event
+
+    async def _attempts(
+        self, request: GenerationRequest, *, seed: int, end: float, meter: RequestMeter, request_id: str | None
+    ) -> AsyncGenerator[GroupEvent, None]:
         request_id = request_id or uuid.uuid4().hex
         name = fingerprint(request, seed=seed)
-        end = time.monotonic() + deadline_s
         for attempt in range(1, _NUM_ATTEMPTS + 1):
             self._poison.check(name)
             left_s = max(end - time.monotonic(), 0.001)

@@ -14,6 +14,7 @@ from deployments.schemas import GenerationRequest, VideoRequest
 from deployments.served_model import ServedModel
 from deployments.service import Service
 from deployments.settings import AppSettings, StateSettings
+from deployments.turns import share_of_calls
 from planner.plan import ServingDefaults
 from tests.plans import make_wan_plan
 from workers.calls import GroupDescription, Progress
@@ -100,7 +101,12 @@ def make_service(groups: FakeGroups, *others: FakeGroups, **settings: object) ->
     plan = make_wan_plan(Path("/models/shapes")).model_copy(update={"defaults": DEFAULTS})
     models = [
         ServedModel(
-            model, plan, fake, max_queued_requests=app.max_queued_requests, max_queued_seconds=app.queue_ceiling_s
+            model,
+            plan,
+            fake,
+            max_queued_requests=app.max_queued_requests,
+            max_queued_seconds=app.queue_ceiling_s,
+            max_calls=share_of_calls(model, num_ingress_replicas=app.num_ingress_replicas),
         )
         for model, fake in zip(app.served_models, (groups, *others), strict=True)
     ]
