@@ -14,7 +14,6 @@ from deployments.schemas import GenerationRequest, VideoRequest
 from deployments.served_model import ServedModel
 from deployments.service import Service
 from deployments.settings import AppSettings, StateSettings
-from deployments.turns import share_of_calls
 from planner.plan import ServingDefaults
 from tests.plans import make_wan_plan
 from workers.calls import GroupDescription, Progress
@@ -94,7 +93,7 @@ class FakeGroups:
         return self.probe_answer
 
 
-def make_service(groups: FakeGroups, *others: FakeGroups, **settings: object) -> Service:
+def make_service(groups: FakeGroups, *others: FakeGroups, max_calls: int | None = None, **settings: object) -> Service:
     """A service of one model, or with `models` in the settings of one a fake."""
     one_model = {} if "models" in settings else {"checkpoint": "/models/shapes"}
     app = AppSettings.model_validate({**one_model, **settings})
@@ -106,7 +105,7 @@ def make_service(groups: FakeGroups, *others: FakeGroups, **settings: object) ->
             fake,
             max_queued_requests=app.max_queued_requests,
             max_queued_seconds=app.queue_ceiling_s,
-            max_calls=share_of_calls(model, num_ingress_replicas=app.num_ingress_replicas),
+            max_calls=max_calls,
         )
         for model, fake in zip(app.served_models, (groups, *others), strict=True)
     ]

@@ -46,7 +46,7 @@ async def test_turns_come_in_order_and_a_wait_that_is_given_up_is_passed_over() 
 
 async def test_replica_sends_its_share_to_the_groups_and_the_rest_in_order_later() -> None:
     groups = FakeGroups(gate=asyncio.Event())
-    service = make_service(groups)
+    service = make_service(groups, max_calls=1)
     tasks = [asyncio.create_task(service.generate(ImageRequest(prompt="a", seed=seed))) for seed in range(4)]
     await groups.begun.wait()
     for _ in range(10):
@@ -60,6 +60,6 @@ async def test_replica_sends_its_share_to_the_groups_and_the_rest_in_order_later
 
 async def test_request_whose_group_died_keeps_its_turn() -> None:
     groups = FakeGroups(failures=[GroupDiedError("gone")])
-    service = make_service(groups)
+    service = make_service(groups, max_calls=1)
     await asyncio.gather(*(service.generate(ImageRequest(prompt="a", seed=seed)) for seed in range(3)))
     assert groups.seeds == [0, 0, 1, 2]
