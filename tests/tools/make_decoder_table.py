@@ -76,9 +76,9 @@ FOUR_LEVELS = {
     "block_out_channels": (128, 256, 512, 512),
     "layers_per_block": 2,
 }
-# Configurations that are not the class's own defaults follow, as far as known here, the ones of: stabilityai/stable-video-diffusion-img2vid,
+# Configurations that are not the class's own defaults, after those of stabilityai/stable-video-diffusion-img2vid,
 # hunyuanvideo-community/HunyuanImage-2.1-Diffusers, cross-attention/asymmetric-autoencoder-kl-x-1-5 and
-# kandinsky-community/kandinsky-2-2-decoder.
+# kandinsky-community/kandinsky-2-2-decoder, as far as they were known here: the files were not at hand.
 SVD = partial(diffusers.AutoencoderKLTemporalDecoder, **FOUR_LEVELS, latent_channels=4, sample_size=768)
 HUNYUAN_IMAGE = partial(
     diffusers.AutoencoderKLHunyuanImage, in_channels=3, out_channels=3, latent_channels=64,
