@@ -20,7 +20,7 @@ import httpx
 MAX_TRIES = 3
 ANSWER_TIMEOUT_S = 300.0
 _FIRST_PAUSE_S = 0.5
-_POLL_S = 0.25
+_POLL_S = 1.0  # as the client library of OpenAI asks for videos
 _SEND_AGAIN = ("unavailable", "storage_unavailable", "still_running")  # codes without `x-should-retry: false`
 Outcome = Literal["equal", "different", "refused", "failed", "lost", "left"]
 
