@@ -30,17 +30,18 @@ class ServeConfig:
     port: int
 
     @classmethod
-    def read(cls, path: Path, *, host: str | None, port: int | None) -> "ServeConfig":
-        """Reads a Serve config, or takes a checkpoint's folder with default settings.
+    def read(cls, source: str | Path, *, host: str | None, port: int | None) -> "ServeConfig":
+        """Reads a Serve config, or takes a checkpoint's folder or URL with default settings.
 
         Raises:
             SettingsError: it cannot be used; names the key.
         """
-        arguments, http = ({"checkpoint": str(path)}, {}) if path.is_dir() else _read_serve_config(path)
+        is_checkpoint = "://" in str(source) or Path(source).is_dir()
+        arguments, http = ({"checkpoint": str(source)}, {}) if is_checkpoint else _read_serve_config(Path(source))
         try:
             settings = AppSettings.model_validate(arguments)
         except ValidationError as error:
-            raise SettingsError(f"{path}: {explain_validation(error)}") from error
+            raise SettingsError(f"{source}: {explain_validation(error)}") from error
         chosen_port = port if port is not None else int(http.get("port", 8000))
         return cls(settings, host or str(http.get("host", "127.0.0.1")), chosen_port)
 

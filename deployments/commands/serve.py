@@ -1,6 +1,5 @@
 """`heliograph serve`: the app on this machine, in the foreground, until Ctrl-C."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,9 +9,9 @@ from deployments.commands.exit_status import exit_status
 
 def serve(
     config: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(
-            help="A Serve config (as for `serve deploy`), or a checkpoint's folder. Default: heliograph.yaml"
+            help="A Serve config (as for `serve deploy`), or a checkpoint's folder or URL. Default: heliograph.yaml"
         ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1")] = None,
@@ -27,4 +26,4 @@ def serve(
     with exit_status():
         from deployments.commands.foreground import ServeConfig, serve_in_foreground
 
-        serve_in_foreground(ServeConfig.read(config or Path("heliograph.yaml"), host=host, port=port))
+        serve_in_foreground(ServeConfig.read(config or "heliograph.yaml", host=host, port=port))

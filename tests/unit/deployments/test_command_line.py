@@ -168,6 +168,14 @@ def test_serve_config_is_the_one_for_serve_deploy():
     assert ServeConfig.read(ROOT / "examples" / "shapes.yaml", host=None, port=1234).port == 1234
 
 
+@pytest.mark.parametrize(
+    "checkpoint", ["s3://bucket/shapes", "hf://owner/shapes@main", str(ROOT / "checkpoints/shapes")]
+)
+def test_a_checkpoint_is_served_with_default_settings(checkpoint: str) -> None:
+    (model,) = ServeConfig.read(checkpoint, host=None, port=None).settings.served_models
+    assert model.checkpoint_location == checkpoint
+
+
 def test_serve_config_with_a_wrong_key_names_it(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("applications: [{import_path: 'deployments.app:build_app', args: {chekpoint: a}}]")
