@@ -25,11 +25,16 @@ _RESTART_TIMEOUT_S = 200.0
 
 
 class ScaledService:
-    """A service of at most one group, as a process."""
+    """A service of at most one group, as a process; another app of this test run may be up beside it."""
 
-    def __init__(self, command):
+    def __init__(self, start):
+        self._others = {*pids_of(RANKS), *pids_of(COORDINATOR)}
+        command = start()
         command.wait_for_line("Ctrl-C stops it", timeout_s=150)
         self.url = re.search(r"http://127\.0\.0\.1:\d+", command.stderr)[0]
+
+    def pids(self, name):
+        return set(pids_of(name)) - self._others
 
     def health(self):
         return httpx.get(f"{self.url}/health", timeout=60)
@@ -38,9 +43,9 @@ class ScaledService:
         return httpx.post(f"{self.url}/v1/images/generations", json=BODY, timeout=_RESTART_TIMEOUT_S)
 
 
-def log_folder():
+def log_folder(service):
     """Where Serve's replicas log; the group that is up has a file open there."""
-    (coordinator,) = pids_of(COORDINATOR)
+    (coordinator,) = service.pids(COORDINATOR)
     paths = [Path(file.path) for file in psutil.Process(coordinator).open_files()]
     return next(path.parent for path in paths if path.name.startswith("replica_"))
 
@@ -59,30 +64,30 @@ def test_health_is_503_from_the_only_groups_death_until_the_next_one_answers(run
     }  # fmt: skip
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps({"applications": [{"import_path": "deployments.app:build_app", "args": args}]}))
-    service = ScaledService(run_heliograph("serve", config, "--port", "0"))
+    service = ScaledService(lambda: run_heliograph("serve", config, "--port", "0"))
     assert service.health().status_code == 200, "none is needed yet"
     assert service.picture().status_code == 200
-    logs = log_folder()
+    logs = log_folder(service)
     for victims in (RANKS, COORDINATOR):
         num_warm = num_warm_groups(logs)
         assert num_warm > 0
-        kill_all(victims)
+        kill_all(service, victims)
         assert num_refusals(service) > 0, "it was 503 meanwhile"
         assert num_warm_groups(logs) > num_warm, "no 200 before a new group could answer"
         assert service.picture().status_code == 200
-    wait_until(lambda: not pids_of(COORDINATOR), "scaled down to none", timeout_s=_RESTART_TIMEOUT_S)
+    wait_until(lambda: not service.pids(COORDINATOR), "scaled down to none", timeout_s=_RESTART_TIMEOUT_S)
     away = service.health()
     assert (away.status_code, away.json()["status"]) == (200, "busy")
     assert service.picture().status_code == 200
 
 
-def kill_all(victims):
+def kill_all(service, victims):
     """Ends all processes of a name; returns when they are gone."""
-    killed = set(pids_of(victims))
+    killed = service.pids(victims)
     assert killed
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not killed & set(pids_of(victims)), "their end")
+    wait_until(lambda: not killed & service.pids(victims), "their end")
 
 
 def num_refusals(service):
