@@ -1,14 +1,15 @@
 """A file server on loopback that answers byte ranges, for tests of remote checkpoints."""
 
 import re
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
+
+from tests.tools.answering import answering
 
 
 class RangeHandler(SimpleHTTPRequestHandler):
@@ -50,12 +51,5 @@ def serve(folder: Path, spoil: Any = None) -> Iterator[tuple[str, Counter[str]]]
     sent: ClassVar[Counter[str]] = Counter()
     changes = {"sent": sent, **({"spoil": staticmethod(spoil)} if spoil else {})}
     handler = type("Handler", (RangeHandler,), changes)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", sent
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
+    with answering(partial(handler, directory=str(folder))) as url:
+        yield url, sent

@@ -10,14 +10,15 @@ Answers, status codes and `X-Error-Code` are those that `huggingface_hub` reads 
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from tests.tools.answering import answering
 
 TOKEN = "hf_reader"
 """The one token that is known; it may read private and gated repositories."""
@@ -70,20 +71,11 @@ class _Refusal(Exception):
 def local_hub() -> Iterator[Hub]:
     """Answers until the end of the block."""
     hub = Hub()
-    servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub, name)) for name in ("hub", "large files")]
-    hub.url, hub.large_files_url = (f"http://127.0.0.1:{server.server_address[1]}" for server in servers)
-    threads = [
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True) for server in servers
-    ]
-    for thread in threads:
-        thread.start()
-    try:
+    with (
+        answering(_handler(hub, "hub")) as hub.url,
+        answering(_handler(hub, "large files")) as hub.large_files_url,
+    ):
         yield hub
-    finally:
-        for server, thread in zip(servers, threads, strict=True):
-            server.shutdown()
-            server.server_close()
-            thread.join(timeout=10)
 
 
 def _handler(hub: Hub, server: Literal["hub", "large files"]) -> type[BaseHTTPRequestHandler]:

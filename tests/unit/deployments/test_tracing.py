@@ -1,7 +1,6 @@
 """Spans of each picture and video: in memory, and over HTTP as a collector gets them."""
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -11,6 +10,7 @@ from deployments.errors import RequestError
 from deployments.schemas import ImageRequest, VideoRequest
 from deployments.settings import AppSettings, TracingSettings
 from deployments.tracing import Tracing, make_provider, open_tracing
+from tests.tools.answering import answering
 from tests.unit.deployments.fakes import FakeGroups, make_service, open_client
 from workers.errors import CallError, GroupDiedError
 
@@ -110,17 +110,11 @@ async def test_collector_gets_the_spans_by_otlp():
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with answering(Collector) as url:
         service = make_service(FakeGroups())
-        settings = TracingSettings(endpoint=f"http://127.0.0.1:{server.server_port}/v1/traces", service_name="pictures")
-        service.tracing = open_tracing(settings)
+        service.tracing = open_tracing(TracingSettings(endpoint=f"{url}/v1/traces", service_name="pictures"))
         await service.generate(ImageRequest(prompt=PROMPT))
         service.tracing.close()
-    finally:
-        server.shutdown()
-        server.server_close()
     spans = [s for _, r in received for each in r.resource_spans for scope in each.scope_spans for s in scope.spans]
     assert sorted(span.name for span in spans) == ["denoise", "picture", "queue"]
     resource = received[0][1].resource_spans[0].resource

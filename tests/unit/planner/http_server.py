@@ -1,13 +1,14 @@
 """A real HTTP server on loopback that serves a folder and counts what it is asked for and what it sends."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Literal
+
+from tests.tools.answering import answering
 
 Behaviour = Literal["ranges", "no ranges", "no HEAD", "no length", "wrong range", "redirects", "redirects to a file"]
 
@@ -84,14 +85,5 @@ def serve_folder(folder: Path, *, behaviour: Behaviour = "ranges") -> Iterator[S
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    served.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with answering(Handler) as served.url:
         yield served
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(timeout=10)

@@ -1,10 +1,9 @@
 """The live cluster over HTTP: where it is looked for, what is understood, and that a named one must answer."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from planner import live_cluster
 from planner.cluster import GIB, cluster_from_ray_nodes
 from planner.errors import ClusterError
 from planner.live_cluster import find_live_nodes
+from tests.tools.answering import answering
 
 ROWS = [
     {
@@ -47,15 +47,8 @@ def dashboard(answer: bytes = ANSWER, *, token: str | None = None) -> Iterator[t
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", seen
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(timeout=10)
+    with answering(Handler) as url:
+        yield url, seen
 
 
 @pytest.mark.parametrize("variable", ["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
