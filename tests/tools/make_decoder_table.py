@@ -78,7 +78,7 @@ FOUR_LEVELS = {
 }
 # Configurations that are not the class's own defaults, after those of stabilityai/stable-video-diffusion-img2vid,
 # hunyuanvideo-community/HunyuanImage-2.1-Diffusers, cross-attention/asymmetric-autoencoder-kl-x-1-5 and
-# kandinsky-community/kandinsky-2-2-decoder, as far as they were known here: the files were not at hand.
+# kandinsky-community/kandinsky-2-2-decoder. They are not verified against those repositories' files.
 SVD = partial(diffusers.AutoencoderKLTemporalDecoder, **FOUR_LEVELS, latent_channels=4, sample_size=768)
 HUNYUAN_IMAGE = partial(
     diffusers.AutoencoderKLHunyuanImage, in_channels=3, out_channels=3, latent_channels=64,
