@@ -13,10 +13,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from workers.direct_load import TensorPlaces
-from workers.sharding import shard_rows
+from workers.sharding import find_sharding
 from workers.stream_build import build_empty, component_class
 
 BF16 = torch.bfloat16
@@ -273,26 +272,22 @@ def build_random(
 def fill_random(module: nn.Module, *, seed: int, device: torch.device) -> None:
     """New values for all parameters, wherever they lie, made on `device` and scaled so that activations keep size.
 
-    A sharded parameter gets its rank's rows of the same values. Peak: the largest parameter, whole.
+    Of a sharded parameter this rank's part gets its part of the same values. Peak: the largest parameter, whole.
     """
+    sharding = find_sharding(module)
     generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            own = parameter.to_local() if isinstance(parameter, DTensor) else parameter.data
+            piece = None if sharding is None else sharding.piece(name)
+            own = parameter.data if piece is None else piece.values
             if parameter.ndim < 2:
                 own.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
             scale = 1.0 / math.sqrt(math.prod(parameter.shape[1:]))
             values = torch.randn(parameter.shape, generator=generator, device=device, dtype=parameter.dtype)
-            own.copy_(_own_rows(parameter, values).mul_(scale))
-
-
-def _own_rows(parameter: Tensor, values: Tensor) -> Tensor:
-    if not isinstance(parameter, DTensor):
-        return values
-    mesh = parameter.device_mesh
-    first, count = shard_rows(parameter.shape[0], num_shards=mesh.size(), shard_rank=mesh.get_local_rank())
-    return values[first : first + count]
+            if piece is not None:
+                values = values.view(-1)[piece.first : piece.first + own.numel()]
+            own.copy_(values.mul_(scale))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.architectures import fill_random
 from workers.group import WorkerGroup
+from workers.sharding import held_bytes
 
 
 def probe(group: WorkerGroup, function: Callable[..., Any], *arguments: Any, timeout_s: float = 120.0) -> list[Any]:
@@ -52,8 +53,7 @@ def denoiser_bytes(rank: Any) -> int:
     total = 0
     for name, module in rank._components.modules.items():
         if name.startswith("transformer"):
-            parts = [getattr(parameter, "_local_tensor", parameter) for parameter in module.parameters()]
-            total += sum(part.numel() * part.element_size() for part in parts)
+            total += held_bytes(module)
     return total
 
 

@@ -17,7 +17,7 @@ def add_block_checks(module: nn.Module, check: Callable[[], None]) -> int:
     """Makes `check` run before each block of the module, and before the module itself; returns how many those are.
 
     Blocks are parts that have parts themselves: children of the module, and entries of containers at any depth.
-    Compiled parts are left alone, since a hook would become part of their graph. Not for modules that FSDP shards:
+    Compiled parts are left alone, since a hook would become part of their graph. Not for sharded modules:
     their ranks compute in step, and one that stops alone would leave the others waiting.
     """
 

@@ -1,7 +1,6 @@
 """Compiles a denoiser's blocks: one graph a class of blocks instead of one a model, and kept between starts.
 
-Set-up order: compile on the empty model, then shard (FSDP renames classes) or stream (the copies stand around the
-compiled call).
+Set-up order: compile on the empty model, then shard or stream: gathering and copies stand around the compiled call.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """Loads a component straight to its final place: each byte that a rank keeps is read once, and no other.
 
-Unsharded, every tensor goes from its file to the device; sharded, only this rank's rows do. Where the checkpoint's
+Unsharded, every tensor goes from its file to the device; sharded, only this rank's part does. Where the checkpoint's
 tensors do not map one to one onto the model's, the library's `from_pretrained` does it, and the result says so.
 """
 
@@ -14,11 +14,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 
 from workers.errors import LoadError
 from workers.shard_conditions import model_class_name
-from workers.sharding import Sharding, apply_sharding, set_local_shard, shard_rows
+from workers.sharding import Sharding, apply_sharding
 from workers.stream_build import Library, NotOneToOneError, build_empty, component_class, map_keys
 from workers.stream_copy import NUM_READERS, ReadJob, run_jobs
 from workers.stream_files import StoredTensor, find_weight_files, read_headers
@@ -80,7 +79,7 @@ def load_component(
         device: where an unsharded component goes; a sharded one goes to the mesh's device.
         variant: read this variant of the weights if the component has it.
         mesh: shard over it.
-        compile_blocks: called on the empty model before it is sharded (FSDP renames classes, compile before).
+        compile_blocks: called on the empty model before it is sharded (the gathering stands around the compiled call).
         place: given the empty model, says where the memory of its tensors comes from; the device if None. For
             streaming: `streaming_place`.
         on_bytes: told of each finished piece, from reader threads.
@@ -104,11 +103,11 @@ def load_component(
     if compile_blocks is not None:
         compile_blocks(model)
     sharding = apply_sharding(model, mesh=mesh) if mesh is not None else None
-    fill = _Filler(model, device, place(model) if place is not None else None)
+    fill = _Filler(model, device, place(model) if place is not None else None, sharding)
     jobs = [job for name, key in keys.items() for job in fill.jobs(name, stored[key])]
     bytes_read = run_jobs(jobs, num_readers=num_readers, on_bytes=on_bytes)
     fill.finish()
-    _prove_complete(model, folder)
+    _prove_complete(model, folder, sharding)
     seconds = time.monotonic() - start
     logger.info("%s: %.3f GB in %.2f s, %.2f GB/s", folder, bytes_read / 1e9, seconds, bytes_read / 1e9 / seconds)
     return LoadedComponent(model, bytes_read, seconds, "direct", sharding)
@@ -130,9 +129,12 @@ class _OnDevice:
 class _Filler:
     """Replaces a model's empty tensors by real ones that reads go into."""
 
-    def __init__(self, model: nn.Module, device: torch.device, places: TensorPlaces | None) -> None:
+    def __init__(
+        self, model: nn.Module, device: torch.device, places: TensorPlaces | None, sharding: Sharding | None
+    ) -> None:
         self._model = model
         self._device = device
+        self._sharding = sharding
         self._places = places or _OnDevice(device)
         self._names: dict[Tensor, list[str]] = {}
         for name, tensor in model.named_parameters(remove_duplicate=False):
@@ -150,8 +152,9 @@ class _Filler:
                 f"{stored.file}: {name} has shape {list(stored.shape)}, {model_class_name(self._model)} by its "
                 f"config.json needs {list(empty.shape)}; the weights belong to another configuration"
             )
-        if isinstance(empty, DTensor):
-            offset, target = self._place_shard(name, empty, stored)
+        piece = None if self._sharding is None else self._sharding.piece(name)
+        if piece is not None:
+            offset, target = stored.offset_of(piece.first), piece.values
         else:
             offset, target = stored.offset, self._place_whole(name, empty)
         if not target.numel() or not self._places.needs_reading(name):
@@ -164,13 +167,6 @@ class _Filler:
             for name, buffer in owner._buffers.items():
                 if buffer is not None and not buffer.is_meta and buffer.device != self._device:
                     owner._buffers[name] = buffer.to(self._device)
-
-    def _place_shard(self, name: str, empty: DTensor, stored: StoredTensor) -> tuple[int, Tensor]:
-        mesh = empty.device_mesh
-        first, count = shard_rows(stored.shape[0], num_shards=mesh.size(), shard_rank=mesh.get_local_rank())
-        local = self._places.allocate(name, torch.Size((count, *stored.shape[1:])), empty.dtype)
-        set_local_shard(self._model, self._names[empty], local)
-        return stored.row_range(first, count)[0], local
 
     def _place_whole(self, name: str, empty: Tensor) -> Tensor:
         values = self._places.allocate(name, empty.shape, empty.dtype)
@@ -215,19 +211,20 @@ def _load_by_library(
     if compile_blocks is not None:
         compile_blocks(module)
     sharding = apply_sharding(module, mesh=mesh) if mesh is not None else None
-    _prove_complete(module, folder)
+    _prove_complete(module, folder, sharding)
     bytes_read = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return LoadedComponent(module, bytes_read, time.monotonic() - start, "library", sharding)
 
 
-def _prove_complete(model: nn.Module, folder: Path) -> None:
-    """Nothing is left over: no parameter and no buffer without memory.
+def _prove_complete(model: nn.Module, folder: Path, sharding: Sharding | None) -> None:
+    """Nothing is left over: no parameter and no buffer without memory, no part of one that was not read.
 
     Raises:
         LoadError: names what has none.
     """
     states = [*model.named_parameters(), *model.named_buffers()]
-    empty = [name for name, tensor in states if (tensor.to_local() if isinstance(tensor, DTensor) else tensor).is_meta]
+    empty = [name for name, tensor in states if tensor.is_meta]
+    empty += sorted(sharding.unfilled) if sharding is not None else []
     if empty:
         shown = ", ".join(empty[:5])
         raise LoadError(f"{folder}: {len(empty)} tensors got no value ({shown}); the checkpoint lacks them")

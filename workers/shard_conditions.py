@@ -74,7 +74,7 @@ def block_of_class(*class_names: str) -> ShardCondition:
     """True for modules of one of the classes (by name) that are numbered entries of some container.
 
     Class lists name patch embeddings and norms too; those are reached by attribute from outside their own call, where
-    FSDP would not have gathered them, and hold little.
+    nothing would have gathered them, and hold little.
     """
     wanted = frozenset(class_names)
     return lambda name, module: name.rpartition(".")[2].isdigit() and wanted & _original_class_names(module) != set()
@@ -140,7 +140,7 @@ def clean_name(name: str) -> str:
 
 
 def model_class_name(model: nn.Module) -> str:
-    """The model's class name as its author wrote it; FSDP2 renames classes."""
+    """The model's class name as its author wrote it, also under FSDP2, which renames classes."""
     return next(cls.__name__ for cls in type(model).__mro__ if not cls.__name__.startswith("FSDP"))
 
 

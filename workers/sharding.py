@@ -1,23 +1,23 @@
-"""FSDP2 on block boundaries, for inference: one function composes everything in the order that works.
+"""Sharding on block boundaries (fully sharded data parallelism, FSDP) for inference: each rank holds an equal share.
 
-The order (each step was found to break when moved): freeze, lay contiguous, compile blocks (the caller, before), shard
-the blocks from the inside out, shard the rest as the root, chain the prefetches, let methods other than `forward`
-gather too, keep loading routines, refuse moves.
+Our own and not FSDP2: that held four gathered blocks at once, where one computes and one comes, and spent 2.5 ms of
+the CPU a block (docs/decisions/0003). Set-up order: compile blocks (the caller, before), then shard.
 """
 
+import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 
 from workers.errors import WorkerError
+from workers.gathering import ROOT, GatheredModule, ShardedUnit
 from workers.shard_conditions import READ_DIRECTLY, BlockBoundaries, model_class_name, resolve_boundaries
+from workers.stream_layout import ALIGNMENT_BYTES, BlockLayout, FlatEntry, refuse_special, report_device
 
 logger = logging.getLogger(__name__)
 
@@ -31,27 +31,52 @@ FORWARD_METHODS = (
     "get_text_features",
 )
 
-MAX_CHAINED_CONTAINERS = 4
+_HANDLE = "_heliograph_sharding"
 
 
 class ShardedModuleError(WorkerError):
-    """Something tried to move or cast a module that FSDP manages."""
+    """Something tried to move, cast or shard again a module that is sharded."""
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """This rank's part of one parameter: `values`, (elements,) in its share, from element `first` of the row-major
+    parameter on; empty where all of it lies on other ranks. `name` is the first of the parameter's names."""
+
+    name: str
+    first: int
+    values: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Sharding:
     """What `apply_sharding` did.
 
     Attributes:
         boundaries: the blocks, and which rule decided.
-        num_shards: ranks that a parameter is split over.
-        whole: names of parameters that every rank keeps whole (scalars, weights tied across blocks, and those that
-            pipelines read past the model's call).
+        num_shards: ranks that the weights are split over.
+        whole: names of parameters that every rank keeps whole: vectors and scalars, weights tied across blocks, and
+            those that pipelines read past the model's call.
+        device: where the shares lie.
+        gathered: gathers the blocks around their calls.
+        unfilled: names of parameters that were made without values and that nobody has asked the piece of yet.
     """
 
     boundaries: BlockBoundaries
     num_shards: int
     whole: tuple[str, ...]
+    device: torch.device
+    gathered: GatheredModule
+    unfilled: set[str]
+    _pieces: Mapping[str, Piece] = field(repr=False)
+
+    def piece(self, name: str) -> Piece | None:
+        """This rank's part of a parameter, by any of its names; None if it is whole on every rank. To be filled by
+        the caller, on every rank, while no call runs."""
+        piece = self._pieces.get(name)
+        if piece is not None:
+            self.unfilled.discard(piece.name)
+        return piece
 
 
 def apply_sharding(
@@ -62,87 +87,79 @@ def apply_sharding(
     forward_methods: Sequence[str] = FORWARD_METHODS,
     num_prefetched: int = 1,
 ) -> Sharding:
-    """Shards the module's parameters on dimension 0 over the mesh, in place; its parameters become `DTensor`s.
+    """Splits the module's weights over the mesh, in place, block by block.
 
     Every rank of the mesh must call this on an equal module, and must later run each forward call of it, also the ones
     whose result it does not need: each block gathers its weights from all ranks just before it runs and drops them
-    after. Parameters may be on meta (fill them with `set_local_shard`) or on the mesh's device.
+    after. Parameters may be on meta (fill them by `Sharding.piece`) or have values already.
 
-    Device bytes afterwards: a 1/N share; in a call additionally `1 + num_prefetched` whole blocks and the root's rest.
+    Device bytes afterwards: a 1/N share; in a call additionally `1 + num_prefetched` whole blocks and what lies
+    outside the blocks.
 
     Args:
         module: its parameters are frozen here.
         mesh: one dimension.
         boundaries: resolved for the model when None.
-        forward_methods: methods beside `forward` that use the root's own parameters; absent ones are skipped.
+        forward_methods: methods beside `forward` that use parameters outside the blocks; absent ones are skipped.
         num_prefetched: blocks that are gathered while one computes.
 
     Raises:
         LoadError: no block boundary is known for the model.
-        ShardedModuleError: FSDP manages it already.
+        ShardedModuleError: it is sharded already.
+        StreamingRefusedError: its weights are quantized.
     """
-    if isinstance(module, FSDPModule):
+    if is_sharded(module):
         raise ShardedModuleError(f"{model_class_name(module)} is sharded already; shard a component once")
     boundaries = boundaries or resolve_boundaries(module)
     module.requires_grad_(False)
-    _lay_contiguous(module)
-    units = (*boundaries.names, *boundaries.borrowed)
+    device = _mesh_device(mesh)
+    units = ("", *boundaries.names, *boundaries.borrowed)
     whole = _parameters_kept_whole(module, units)
-    originals = {name: dict(parameter.__dict__) for name, parameter in module.named_parameters()}
-    _shard_units(module, mesh, units, set(whole.values()))
-    blocks = {name: block for name in boundaries.names if isinstance(block := module.get_submodule(name), FSDPModule)}
-    _move_rest(module, mesh, whole.values())
-    _chain_prefetches(module, blocks, num_prefetched)
-    _register_methods(module, forward_methods)
-    _restore_attributes(module, originals)
-    _refuse_moves(module)
-    sharding = Sharding(boundaries, mesh.size(), tuple(sorted(whole)))
+    names_of = _names_by_parameter(module)
+    with torch.inference_mode(False):
+        sharded, pieces, unfilled = [], dict[str, Piece](), set[str]()
+        for unit in _members(names_of, units, whole).values():
+            shard = _shard_unit(module, unit, names_of, mesh=mesh, device=device)
+            sharded.append(shard.unit)
+            pieces.update(shard.pieces)
+            unfilled |= shard.unfilled
+        _move_rest(module, device, whole.values())
+    gathered = GatheredModule(sharded, group=mesh.get_group(), num_prefetched=num_prefetched)
+    sharding = Sharding(boundaries, mesh.size(), tuple(sorted(whole)), device, gathered, unfilled, pieces)
+    for index, unit in enumerate(sharded):
+        _wrap_call(module.get_submodule(unit.layout.name), gathered, index)
+    _wrap_methods(module, gathered, forward_methods)
+    for part in (module, *(module.get_submodule(unit) for unit in units)):
+        part._apply = _guarded_apply(part, device)  # type: ignore[method-assign]
+        part.__dict__[_HANDLE] = sharding
+    report_device(module, device)
     logger.info(
-        "%s: %d blocks (%s) sharded over %d ranks, %d parameters whole",
-        model_class_name(module), len(blocks), boundaries, mesh.size(), len(whole),
+        "%s: %d blocks (%s) sharded over %d ranks, %.2f GiB here, %d parameters whole",
+        model_class_name(module), len(boundaries.names), boundaries, mesh.size(), gathered.share_bytes / 2**30,
+        len(whole),
     )  # fmt: skip
     return sharding
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP manages the module's parameters; then nothing else may move or cast it."""
-    return any(isinstance(part, FSDPModule) for part in module.modules())
+    """Whether the module's weights are shared with other ranks; then nothing else may move or cast it."""
+    return any(_HANDLE in part.__dict__ for part in module.modules())
 
 
-def shard_rows(num_rows: int, *, num_shards: int, shard_rank: int) -> tuple[int, int]:
-    """First row and number of rows of dimension 0 that a rank holds, as `torch.chunk`: the last ranks may hold none."""
-    size = -(-num_rows // num_shards)
-    first = min(shard_rank * size, num_rows)
-    return first, min(size, num_rows - first)
+def find_sharding(module: nn.Module) -> Sharding | None:
+    """What `apply_sharding` returned for the module; None if it is not sharded."""
+    found: Sharding | None = module.__dict__.get(_HANDLE)
+    return found
 
 
-def set_local_shard(module: nn.Module, names: Iterable[str], local: Tensor) -> None:
-    """Puts this rank's rows into a sharded parameter.
-
-    Args:
-        module: the sharded root.
-        names: all names of the parameter (several if tied).
-        local: (rows of this rank, ...) on the mesh's device; taken over without a copy.
-    """
-    replacement: nn.Parameter | None = None
-    for name in names:
-        owner_name, _, attribute = name.rpartition(".")
-        owner = module.get_submodule(owner_name)
-        before: Tensor | None = owner._parameters[attribute]
-        if not isinstance(before, DTensor):
-            raise ShardedModuleError(f"{name} is not sharded")
-        if replacement is None:
-            sharded = DTensor.from_local(
-                local,
-                before.device_mesh,
-                before.placements,
-                run_check=False,
-                shape=before.shape,
-                stride=before.stride(),
-            )
-            replacement = nn.Parameter(sharded, requires_grad=False)
-            replacement.__dict__.update({key: value for key, value in before.__dict__.items() if key[0] != "_"})
-        owner._parameters[attribute] = replacement
+def held_bytes(module: nn.Module) -> int:
+    """Bytes of the module's parameters on this rank, sharded or not, beside what is gathered right now."""
+    sharding = find_sharding(module)
+    kept = {id(parameter): parameter for parameter in module.parameters()}
+    if sharding is None:
+        return sum(parameter.nbytes for parameter in kept.values())
+    whole = {id(module.get_parameter(name)): module.get_parameter(name) for name in sharding.whole}
+    return sharding.gathered.share_bytes + sum(parameter.nbytes for parameter in whole.values())
 
 
 def find_weight_loader(parameter: Tensor, original: Tensor | None = None) -> Callable[..., Any] | None:
@@ -157,7 +174,7 @@ def find_weight_loader(parameter: Tensor, original: Tensor | None = None) -> Cal
 def load_parameter(module: nn.Module, name: str, weight: Tensor, *, original: Tensor | None = None) -> None:
     """Loads one parameter, by its own `weight_loader` where it has one, sharded or not.
 
-    A loader is given a whole parameter on the weight's device, as without sharding; of that this rank keeps its rows.
+    A loader is given a whole parameter on the weight's device, as without sharding; of that this rank keeps its part.
     Peak: one whole parameter beside the weight.
     """
     parameter = module.get_parameter(name)
@@ -168,51 +185,140 @@ def load_parameter(module: nn.Module, name: str, weight: Tensor, *, original: Te
     else:
         stand_in = nn.Parameter(target, requires_grad=False)
         stand_in.__dict__.update(original.__dict__ if original is not None else {})
-        stand_in.__dict__.update({key: value for key, value in parameter.__dict__.items() if key[0] != "_"})
+        stand_in.__dict__.update(parameter.__dict__)
         loader(stand_in, weight)
         target = stand_in.data
-    if not isinstance(parameter, DTensor):
+    sharding = find_sharding(module)
+    piece = None if sharding is None else sharding.piece(name)
+    if piece is None:
         parameter.data.copy_(target)
-        return
-    rank = parameter.device_mesh.get_local_rank()
-    first, count = shard_rows(parameter.shape[0], num_shards=parameter.device_mesh.size(), shard_rank=rank)
-    parameter.to_local().copy_(target[first : first + count])
+    else:
+        piece.values.copy_(target.reshape(-1)[piece.first : piece.first + piece.values.numel()])
 
 
-def _lay_contiguous(module: nn.Module) -> None:
-    for parameter in module.parameters():
-        if not parameter.is_contiguous():
-            parameter.data = parameter.data.contiguous()
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """A unit on this rank, the parts of its parameters by name, and the names of those that still have no values."""
+
+    unit: ShardedUnit
+    pieces: dict[str, Piece]
+    unfilled: set[str]
 
 
-def _parameters_kept_whole(module: nn.Module, block_names: Sequence[str]) -> dict[str, nn.Parameter]:
-    """Scalars, which FSDP2 refuses, weights tied across blocks, which it would split, and what pipelines read."""
+def _names_by_parameter(module: nn.Module) -> dict[nn.Parameter, list[str]]:
+    """All names of each parameter (several if tied), in registration order."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return names
+
+
+def _parameters_kept_whole(module: nn.Module, units: Sequence[str]) -> dict[str, nn.Parameter]:
+    """Vectors and scalars (a few thousandths of a model, but most of its parameters, and norms keep casts of them),
+    weights tied across units, which would be split into two, and what pipelines read."""
     read_directly = READ_DIRECTLY.get(model_class_name(module), ())
-    units: dict[nn.Parameter, set[str]] = {}
+    users: dict[nn.Parameter, set[str]] = {}
     named = list(module.named_parameters(remove_duplicate=False))
     for name, parameter in named:
-        units.setdefault(parameter, set()).add(_unit_of(name, block_names))
+        users.setdefault(parameter, set()).add(_unit_of(name, units))
     return {
         name: parameter
         for name, parameter in named
-        if parameter.ndim == 0 or len(units[parameter]) > 1 or name in read_directly
+        if parameter.ndim < 2 or parameter.numel() == 0 or len(users[parameter]) > 1 or name in read_directly
     }
 
 
-def _unit_of(parameter_name: str, block_names: Sequence[str]) -> str:
-    """The innermost block that holds the parameter; empty for the root."""
-    holders = [name for name in block_names if parameter_name.startswith(f"{name}.")]
+def _unit_of(parameter_name: str, units: Sequence[str]) -> str:
+    """The innermost unit that holds the parameter; empty for the root."""
+    holders = [name for name in units if parameter_name.startswith(f"{name}.")]
     return max(holders, key=len, default="")
 
 
-def _shard_units(module: nn.Module, mesh: DeviceMesh, names: Sequence[str], whole: set[nn.Parameter]) -> None:
-    for name in sorted(names, key=lambda name: -name.count(".")):
-        fully_shard(module.get_submodule(name), mesh=mesh, reshard_after_forward=True, ignored_params=whole)
-    fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+def _members(
+    names_of: Mapping[nn.Parameter, list[str]], units: Sequence[str], whole: Mapping[str, nn.Parameter]
+) -> dict[str, tuple[str, list[nn.Parameter]]]:
+    """The sharded parameters of each unit, the root first, and it also without any; other empty units are left out."""
+    members: dict[str, tuple[str, list[nn.Parameter]]] = {name: (name, []) for name in units}
+    kept = set(whole.values())
+    for parameter, names in names_of.items():
+        if parameter not in kept:
+            members[_unit_of(names[0], units)][1].append(parameter)
+    return {name: unit for name, unit in members.items() if not name or unit[1]}
 
 
-def _move_rest(module: nn.Module, mesh: DeviceMesh, whole: Iterable[nn.Parameter]) -> None:
-    device = _mesh_device(mesh)
+def _shard_unit(
+    module: nn.Module,
+    unit: tuple[str, list[nn.Parameter]],
+    names_of: Mapping[nn.Parameter, list[str]],
+    *,
+    mesh: DeviceMesh,
+    device: torch.device,
+) -> _Shard:
+    """Lays the unit's parameters in one flat range and keeps this rank's part; they show nothing usable afterwards."""
+    name, parameters = unit
+    for parameter in parameters:
+        refuse_special(names_of[parameter][0], parameter)
+    unfilled = {names_of[parameter][0] for parameter in parameters if parameter.is_meta}
+    values = [parameter.data for parameter in parameters]
+    parked = [_park(value) for value in values]
+    shown = [_show(module, one, names_of[one], nothing) for one, nothing in zip(parameters, parked, strict=True)]
+    layout = _lay_out(name, shown)
+    sharded = ShardedUnit(layout, num_ranks=mesh.size(), device=device, parked=parked)
+    pieces: dict[str, Piece] = {}
+    for entry, parameter, value in zip(layout.entries, parameters, values, strict=True):
+        piece = _piece(names_of[parameter][0], entry, sharded, rank=mesh.get_local_rank())
+        if not value.is_meta:
+            piece.values.copy_(value.reshape(-1)[piece.first : piece.first + piece.values.numel()])
+        pieces.update(dict.fromkeys(names_of[parameter], piece))
+    return _Shard(sharded, pieces, unfilled)
+
+
+def _park(values: Tensor) -> Tensor:
+    """What a parameter shows while it is not gathered: its shape and dtype, without memory of its own.
+
+    On the CPU, so that a GPU's kernels refuse it, and without a number, so that no result of a CPU looks right.
+    """
+    is_float = values.dtype.is_floating_point or values.dtype.is_complex
+    nothing = torch.full((), float("nan") if is_float else 1, dtype=torch.float32 if is_float else torch.int64)
+    return nothing.to(values.dtype).expand(values.shape)
+
+
+def _show(module: nn.Module, parameter: nn.Parameter, names: Iterable[str], parked: Tensor) -> nn.Parameter:
+    """Lets the parameter show `parked`; one on meta, which cannot show anything else, is replaced under all names."""
+    if not parameter.is_meta:
+        parameter.data = parked
+        return parameter
+    replacement = nn.Parameter(parked, requires_grad=False)
+    replacement.__dict__.update(parameter.__dict__)
+    for name in names:
+        owner, _, attribute = name.rpartition(".")
+        module.get_submodule(owner)._parameters[attribute] = replacement
+    return replacement
+
+
+def _lay_out(name: str, parameters: Sequence[nn.Parameter]) -> BlockLayout:
+    """One after the other, row-major."""
+    entries: list[FlatEntry] = []
+    offset = 0
+    for parameter in parameters:
+        plain = tuple(torch.empty(parameter.shape, device="meta").stride())
+        entry = FlatEntry(parameter, offset, parameter.shape, plain, parameter.dtype)
+        entries.append(entry)
+        offset += -(-entry.num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+    return BlockLayout(name, tuple(entries), offset)
+
+
+def _piece(name: str, entry: FlatEntry, unit: ShardedUnit, *, rank: int) -> Piece:
+    """Offsets, shares and items all divide `ALIGNMENT_BYTES`, so the cut falls between two elements."""
+    begin = rank * unit.rank_bytes
+    first = min(max(begin - entry.offset, 0), entry.num_bytes)
+    end = min(max(begin + unit.rank_bytes - entry.offset, first), entry.num_bytes)
+    start = entry.offset + first - begin if end > first else 0
+    values = unit.share[start : start + end - first].view(entry.dtype)
+    return Piece(name, first // entry.dtype.itemsize, values)
+
+
+def _move_rest(module: nn.Module, device: torch.device, whole: Iterable[nn.Parameter]) -> None:
     for tensor in [*whole, *module.buffers()]:
         if not tensor.is_meta and tensor.device != device:
             tensor.data = tensor.data.to(device)
@@ -224,52 +330,47 @@ def _mesh_device(mesh: DeviceMesh) -> torch.device:
     return torch.device(mesh.device_type, torch.get_device_module(mesh.device_type).current_device())
 
 
-def _chain_prefetches(module: nn.Module, blocks: Mapping[str, FSDPModule], num_prefetched: int) -> None:
-    """Lets each block gather the next ones; among many containers (UNets, which run in another order) only siblings."""
-    if not isinstance(module, FSDPModule) or num_prefetched < 1:
-        return
-    containers: dict[str, list[FSDPModule]] = {}
-    for name, block in blocks.items():
-        containers.setdefault(name.rpartition(".")[0], []).append(block)
-    runs = [list(blocks.values())] if len(containers) <= MAX_CHAINED_CONTAINERS else list(containers.values())
-    if len(runs) == 1:
-        module.set_modules_to_forward_prefetch(runs[0][:1])
-    for run in runs:
-        for position, block in enumerate(run):
-            block.set_modules_to_forward_prefetch(run[position + 1 : position + 1 + num_prefetched])
+def _wrap_call(unit: nn.Module, gathered: GatheredModule, index: int) -> None:
+    """Puts the gathering around the unit's call, outside of what is compiled, as streaming does."""
+    inner = unit._compiled_call_impl or unit._call_impl
+    around = _gathering(inner, gathered, index)
+    # Dynamo must not trace into the gathering where somebody compiles the whole model.
+    unit.__dict__["_compiled_call_impl"] = torch.compiler.disable(around, recursive=False)
 
 
-def _register_methods(module: nn.Module, names: Sequence[str]) -> None:
+def _wrap_methods(module: nn.Module, gathered: GatheredModule, names: Sequence[str]) -> None:
     for name in names:
         if callable(getattr(type(module), name, None)):
-            register_fsdp_forward_method(module, name)
+            setattr(module, name, _gathering(getattr(module, name), gathered, ROOT))
 
 
-def _restore_attributes(module: nn.Module, originals: dict[str, dict[str, Any]]) -> None:
-    """Gives the sharded parameters what was attached to the original ones (`weight_loader`, `output_dim`, ...)."""
-    for name, parameter in module.named_parameters():
-        for key, value in originals.get(name, {}).items():
-            if key[0] != "_" and not hasattr(parameter, key):
-                setattr(parameter, key, value)
+def _gathering(inner: Callable[..., Any], gathered: GatheredModule, index: int) -> Callable[..., Any]:
+    @functools.wraps(inner)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        gathered.enter(index)
+        try:
+            return inner(*arguments, **keywords)
+        finally:
+            gathered.leave(index)
+
+    return call
 
 
-def _refuse_moves(module: nn.Module) -> None:
-    """Makes `to`, `cuda`, `half`, ... raise on every unit of the tree, unless they change nothing."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part._apply = _guarded_apply(part)  # type: ignore[method-assign]
+def _guarded_apply(part: nn.Module, device: torch.device) -> Callable[..., nn.Module]:
+    """Makes `to`, `cuda`, `half`, ... raise, unless they change nothing."""
 
-
-def _guarded_apply(part: nn.Module) -> Callable[..., nn.Module]:
     def apply(change: Callable[[Tensor], Tensor], _recurse: bool = True) -> nn.Module:
-        states = {(tensor.device, tensor.dtype) for tensor in [*part.parameters(), *part.buffers()]}
-        for device, dtype in states:
+        for dtype in _dtypes(part):
             probe = change(torch.empty(0, device=device, dtype=dtype))
             if (probe.device, probe.dtype) != (device, dtype):
                 raise ShardedModuleError(
-                    f"{model_class_name(part)} is sharded by FSDP: moving it from {device} {dtype} to "
+                    f"{model_class_name(part)} is sharded: moving it from {device} {dtype} to "
                     f"{probe.device} {probe.dtype} would break it; state device and dtype when it is loaded"
                 )
         return part
 
     return apply
+
+
+def _dtypes(part: nn.Module) -> Iterator[torch.dtype]:
+    yield from {tensor.dtype for tensor in [*part.parameters(), *part.buffers()]}

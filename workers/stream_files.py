@@ -48,10 +48,9 @@ class StoredTensor:
     offset: int
     num_bytes: int
 
-    def row_range(self, first_row: int, num_rows: int) -> tuple[int, int]:
-        """Absolute offset and length in bytes of rows on dimension 0."""
-        row_bytes = self.num_bytes // self.shape[0] if self.shape and self.shape[0] else 0
-        return self.offset + first_row * row_bytes, num_rows * row_bytes
+    def offset_of(self, element: int) -> int:
+        """Absolute offset in bytes of an element, counted row-major."""
+        return self.offset + element * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)

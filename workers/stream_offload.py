@@ -125,11 +125,11 @@ def apply_offload(
         host: buffers and budget; without limit if None.
 
     Raises:
-        StreamingRefusedError: FSDP manages the module, or its tensors are quantized.
+        StreamingRefusedError: the module is sharded, or its tensors are quantized.
         HostMemoryError: over budget, or pinning failed.
     """
     if is_sharded(module):
-        raise StreamingRefusedError(f"{model_class_name(module)} is sharded by FSDP: offload it or shard it")
+        raise StreamingRefusedError(f"{model_class_name(module)} is sharded: offload it or shard it")
     host = host or HostMemory(pin=device.type == "cuda")
     module.requires_grad_(False)
     with torch.inference_mode(False):

@@ -205,13 +205,13 @@ def apply_streaming(
         engine: how copies are made; by the device if None.
 
     Raises:
-        StreamingRefusedError: FSDP manages the module, or its tensors are quantized.
+        StreamingRefusedError: the module is sharded, or its tensors are quantized.
         HostMemoryError: over budget, or pinning failed.
         LoadError: no block boundary is known.
     """
     if is_sharded(module):
         raise StreamingRefusedError(
-            f"{model_class_name(module)} is sharded by FSDP, which manages the same weights: stream it or shard it"
+            f"{model_class_name(module)} is sharded, and so are its weights: stream it or shard it"
         )
     boundaries = boundaries or resolve_boundaries(module)
     names = boundaries.outermost()

@@ -9,10 +9,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 
 from tests.dist.weights.tiny_models import TinyModel, find_model
-from workers.direct_load import load_component
+from workers.direct_load import LoadedComponent, load_component
 
 
 def write_checkpoint(model: TinyModel, folder: Path) -> None:
@@ -52,7 +51,7 @@ def compare_all(mesh: DeviceMesh, models: list[str], folder: str) -> list[dict[s
 
 
 def compare_one(mesh: DeviceMesh, model: TinyModel, folder: Path) -> dict[str, Any]:
-    """Loads one model both ways and calls each twice (the second call runs with prefetches and resharded blocks)."""
+    """Loads one model both ways and calls each twice (the second call knows which block comes next)."""
     reference = load_by_library(model, folder)
     loaded = load_component(
         folder,
@@ -74,14 +73,19 @@ def compare_one(mesh: DeviceMesh, model: TinyModel, folder: Path) -> dict[str, A
         "equal": all(_equal(expected, result) for result in results),
         "meaningful": all(bool(leaf.isfinite().all()) and float(leaf.std()) > 0 for leaf in expected),
         "bytes_read": loaded.bytes_read,
-        "whole_bytes": _whole_bytes(loaded.module),
+        "whole_bytes": _whole_bytes(loaded),
     }
 
 
-def _whole_bytes(module: nn.Module) -> int:
+def _whole_bytes(loaded: LoadedComponent) -> int:
     """Bytes of the file that every rank needs: persistent buffers and parameters that are not sharded."""
-    kept = {id(tensor): tensor for tensor in module.state_dict(keep_vars=True).values()}
-    return sum(tensor.nbytes for tensor in kept.values() if not isinstance(tensor, DTensor))
+    assert loaded.sharding is not None
+    kept = {
+        id(tensor): tensor
+        for name, tensor in loaded.module.state_dict(keep_vars=True).items()
+        if loaded.sharding.piece(name) is None
+    }
+    return sum(tensor.nbytes for tensor in kept.values())
 
 
 def leaves(output: Any) -> list[Tensor]:

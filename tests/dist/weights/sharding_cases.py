@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from diffusers import AutoencoderKL, DiTTransformer2DModel, PriorTransformer
 from diffusers.models.normalization import FP32LayerNorm
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.dist.weights.tiny_models import find_model
@@ -20,11 +20,11 @@ from workers.shard_conditions import BlockBoundaries, BoundaryRule
 from workers.sharding import (
     ShardedModuleError,
     apply_sharding,
+    find_sharding,
     find_weight_loader,
+    held_bytes,
     is_sharded,
     load_parameter,
-    set_local_shard,
-    shard_rows,
 )
 
 
@@ -58,11 +58,7 @@ def bytes_of_a_wide_model(mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
         device=torch.device("cpu"),
         mesh=mesh,
     )
-    held = sum(
-        tensor.to_local().untyped_storage().nbytes() if isinstance(tensor, DTensor) else tensor.nbytes
-        for tensor in loaded.module.parameters()
-    )
-    return {"bytes_read": loaded.bytes_read, "held": held}
+    return {"bytes_read": loaded.bytes_read, "held": held_bytes(loaded.module)}
 
 
 def bfloat16_with_float32_islands(mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
@@ -91,21 +87,21 @@ def weight_loaders(mesh: DeviceMesh, _folder: Path) -> dict[str, Any]:
         parameter.data.copy_(weight.T)
 
     model = Blocks(5)
-    originals = dict(model.named_parameters())
-    model.layers[0].weight.weight_loader = transposed  # type: ignore[assignment]
+    original = nn.Parameter(torch.empty(5, 5))
+    original.weight_loader = model.layers[0].weight.weight_loader = transposed  # type: ignore[attr-defined, assignment]
     apply_sharding(model, mesh=mesh)
     parameter = model.layers[0].weight
     kept = find_weight_loader(parameter) is transposed
     del parameter.weight_loader
-    on_original = find_weight_loader(parameter, originals["layers.0.weight"]) is transposed
+    on_original = find_weight_loader(parameter, original) is transposed
     weight = torch.arange(25.0).view(5, 5)
-    load_parameter(model, "layers.0.weight", weight, original=originals["layers.0.weight"])
+    load_parameter(model, "layers.0.weight", weight, original=original)
     load_parameter(model, "layers.1.weight", weight)
     return {
         "kept": kept,
         "on_original": on_original,
-        "by_loader": torch.equal(_whole(model.layers[0].weight), weight.T),
-        "plain": torch.equal(_whole(model.layers[1].weight), weight),
+        "by_loader": torch.equal(_whole(model, "layers.0.weight", mesh), weight.T),
+        "plain": torch.equal(_whole(model, "layers.1.weight", mesh), weight),
     }
 
 
@@ -194,12 +190,16 @@ def placed_shards(mesh: DeviceMesh, _folder: Path) -> dict[str, Any]:
     empty = make_wan_transformer().to("meta")
     for module, real in zip(empty.modules(), make_wan_transformer().modules(), strict=True):
         module._buffers.update(real._buffers)
-    apply_sharding(empty, mesh=mesh)
+    sharding = apply_sharding(empty, mesh=mesh)
     for name, tensor in state.items():
-        first, count = shard_rows(tensor.shape[0], num_shards=2, shard_rank=mesh.get_local_rank())
-        set_local_shard(empty, [name], tensor[first : first + count].clone())
-    gathered = {name: _whole(tensor) for name, tensor in empty.named_parameters()}
-    return {"equal": all(torch.equal(gathered[name], tensor) for name, tensor in state.items())}
+        piece = sharding.piece(name)
+        if piece is not None:
+            piece.values.copy_(tensor.reshape(-1)[piece.first : piece.first + piece.values.numel()])
+    gathered = {name: _whole(empty, name, mesh) for name in state if name not in sharding.whole}
+    return {
+        "equal": all(torch.equal(tensor, state[name]) for name, tensor in gathered.items()),
+        "unfilled": sorted(sharding.unfilled),
+    }
 
 
 def compiled_blocks(mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
@@ -267,8 +267,15 @@ class Blocks(nn.Module):
         return values
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def _whole(module: nn.Module, name: str, mesh: DeviceMesh) -> Tensor:
+    """All ranks' parts of a sharded parameter put together."""
+    sharding = find_sharding(module)
+    piece = None if sharding is None else sharding.piece(name)
+    assert piece is not None
+    parts: list[Any] = [None] * mesh.size()
+    dist.all_gather_object(parts, piece, group=mesh.get_group())
+    values = torch.cat([part.values for part in sorted(parts, key=lambda part: part.first) if part.values.numel()])
+    return values.view(module.get_parameter(name).shape)
 
 
 def read_past_the_call(mesh: DeviceMesh, folder: Path) -> dict[str, Any]:

@@ -62,17 +62,18 @@ def test_ties_survive_in_the_root_and_across_blocks(results: list[dict[str, Any]
         assert found["equal"]
         assert found["root_tie"]
         assert found["block_tie"]
-        assert found["whole"] == [f"model.layers.{block}.mlp.down_proj.weight" for block in (0, 1)]
+        assert {f"model.layers.{block}.mlp.down_proj.weight" for block in (0, 1)} <= set(found["whole"])
+        assert "model.layers.0.mlp.up_proj.weight" not in found["whole"]
 
 
 def test_scalars_stay_whole_and_uneven_rows_are_right(results: list[dict[str, Any]]) -> None:
     for found in each(results, "scalars_and_uneven_rows"):
-        assert found == {"equal": [True, True], "whole": ["scale"]}
+        assert found == {"equal": [True, True], "whole": ["layers.0.bias", "layers.1.bias", "scale"]}
 
 
 def test_placed_shards_are_what_is_gathered(results: list[dict[str, Any]]) -> None:
     for found in each(results, "placed_shards"):
-        assert found["equal"]
+        assert found == {"equal": True, "unfilled": []}
 
 
 def test_compiled_blocks_stay_compiled_when_sharded(results: list[dict[str, Any]]) -> None:
@@ -88,7 +89,8 @@ def test_part_of_a_block_that_is_called_past_it_is_gathered(results: list[dict[s
 
 def test_what_a_pipeline_reads_past_the_call_is_whole_on_every_rank(results: list[dict[str, Any]]) -> None:
     for found in each(results, "read_past_the_call"):
-        assert found == {"equal": True, "whole": ["clip_mean", "clip_std"]}
+        assert found["equal"]
+        assert {"clip_mean", "clip_std"} <= set(found["whole"])
 
 
 def test_norms_keep_their_casts_when_sharded(results: list[dict[str, Any]]) -> None:
