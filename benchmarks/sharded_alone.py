@@ -1,10 +1,11 @@
-"""FSDP2 on a world of one against the same model unsharded: what the machinery costs where it saves nothing.
+"""Sharding on a world of one against the same model unsharded: what the machinery costs where it saves nothing.
 
     python -m benchmarks.sharded_alone [--small] [--repeats N]
 
 NCCL on a GPU, gloo on the CPU. Results have to be equal to the bit.
 """
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,18 @@ def run(options: Options) -> list[dict[str, Any]]:
             return [
                 row
                 for blocks in ("eager", "compiled")
-                for row in _compare(Path(folder), shapes, options, is_compiled=blocks == "compiled")
+                for cut_from_bytes in (sys.maxsize, 0)
+                for row in _compare(
+                    Path(folder), shapes, options, is_compiled=blocks == "compiled", cut_from_bytes=cut_from_bytes
+                )
             ]
         finally:
             dist.destroy_process_group()
 
 
-def _compare(folder: Path, shapes: list[arch.Shape], options: Options, *, is_compiled: bool) -> list[dict[str, Any]]:
+def _compare(
+    folder: Path, shapes: list[arch.Shape], options: Options, *, is_compiled: bool, cut_from_bytes: int
+) -> list[dict[str, Any]]:
     architecture = arch.SMALL_WAN if options.is_small else arch.WAN_1_3B
     module = arch.build_random(architecture, folder, device=options.device, dtype=options.dtype)
     if is_compiled:
@@ -48,9 +54,10 @@ def _compare(folder: Path, shapes: list[arch.Shape], options: Options, *, is_com
         shape.num_frames: arch.denoiser_inputs(architecture, shape, options.device, options.dtype) for shape in shapes
     }
     plain = [_measure(module, frames, given, options) for frames, given in inputs.items()]
-    apply_sharding(module, mesh=init_device_mesh(options.device.type, (1,)))
+    apply_sharding(module, mesh=init_device_mesh(options.device.type, (1,)), cut_from_bytes=cut_from_bytes)
     sharded = [_measure(module, frames, given, options) for frames, given in inputs.items()]
     blocks = "compiled" if is_compiled else "eager"
+    units = "blocks" if cut_from_bytes else "parts of blocks"
     return [
         {
             "frames": row["frames"], "blocks": blocks, "side": side, "ms": row["ms"],
@@ -58,7 +65,7 @@ def _compare(folder: Path, shapes: list[arch.Shape], options: Options, *, is_com
             "equal": torch.equal(result, expected),
         }
         for (reference, expected), pair in zip(plain, sharded, strict=True)
-        for side, (row, result) in (("unsharded", (reference, expected)), ("sharded, world of 1", pair))
+        for side, (row, result) in (("unsharded", (reference, expected)), (f"sharded by {units}, world of 1", pair))
     ]  # fmt: skip
 
 

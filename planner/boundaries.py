@@ -35,6 +35,60 @@ EXPLICIT_CONTAINERS: dict[str, tuple[str, ...]] = {
 }
 """Containers stated for a model class; they win over everything else, in the planner and in the workers."""
 
+CUT_FROM_BYTES = 400 << 20
+"""A block at least so large is sharded child by child, where its model allows it, and so is what lies around blocks:
+two units are whole on a rank at once, and smaller blocks save too little for the further calls."""
+
+CUT_INTO_PARTS: frozenset[str] = frozenset(
+    {
+        "AuraFlowTransformer2DModel",
+        "BriaFiboTransformer2DModel",
+        "BriaTransformer2DModel",
+        "ChromaTransformer2DModel",
+        "ChronoEditTransformer3DModel",
+        "CogVideoXTransformer3DModel",
+        "CogView4Transformer2DModel",
+        "CosmosTransformer3DModel",
+        "Flux2Transformer2DModel",
+        "FluxTransformer2DModel",
+        "Gemma2Model",
+        "GlmImageTransformer2DModel",
+        "HiDreamImageTransformer2DModel",
+        "HunyuanImageTransformer2DModel",
+        "HunyuanVideo15Transformer3DModel",
+        "HunyuanVideoFramepackTransformer3DModel",
+        "HunyuanVideoTransformer3DModel",
+        "Kandinsky5Transformer3DModel",
+        "LTX2VideoTransformer3DModel",
+        "LTXVideoTransformer3DModel",
+        "LlamaModel",
+        "LongCatImageTransformer2DModel",
+        "Lumina2Transformer2DModel",
+        "MochiTransformer3DModel",
+        "MotifVideoTransformer3DModel",
+        "OmniGenTransformer2DModel",
+        "OvisImageTransformer2DModel",
+        "PixArtTransformer2DModel",
+        "Qwen2_5_VLForConditionalGeneration",
+        "Qwen3Model",
+        "QwenImage21Transformer2DModel",
+        "QwenImageTransformer2DModel",
+        "SD3Transformer2DModel",
+        "SanaTransformer2DModel",
+        "SanaVideoTransformer3DModel",
+        "SkyReelsV2Transformer3DModel",
+        "T5EncoderModel",
+        "UMT5EncoderModel",
+        "WanAnimateTransformer3DModel",
+        "WanTransformer3DModel",
+        "WanVACETransformer3DModel",
+        "ZImageTransformer2DModel",
+    }
+)
+"""Models that allow it: no child of a block or of the model has weights that are used but by its own call. Each was run
+so (`tests/dist/weights`); Kandinsky6's and LuminaNext's blocks read their children's weights, other models are cut at
+blocks only."""
+
 
 def is_numbered_entry_of(container: str, qualified_name: str) -> bool:
     """Tells whether a module is a direct numbered entry of `container`.

@@ -4,20 +4,28 @@ Set-up order: compile on the empty model, then shard or stream: gathering and co
 """
 
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import torch._dynamo
+import torch._inductor.config
 from torch import nn
 
 from workers.calls import RankStats
+from workers.gathering import GATHERED_HERE
 from workers.shard_conditions import model_class_name, resolve_boundaries
 
 logger = logging.getLogger(__name__)
 _MAX_REASONS = 8
 _MAX_REASON_CHARACTERS = 200
+
+DETERMINISTIC = "TORCHINDUCTOR_DETERMINISTIC"
+"""Unless the environment says otherwise, inductor makes no choice by timing that changes how sums are rounded: ranks
+make such choices each for itself, and two that differed (blocks of 2,048 and 4,096 in one norm on an H200) gave another
+picture on two lanes than on one GPU."""
 
 MAX_GRAPHS_A_BLOCK = 64
 """Shapes a block is compiled for before torch falls back to uncompiled code; its own limit of 8 is soon reached by a
@@ -34,6 +42,8 @@ def compile_blocks(module: nn.Module, *, backend: str | Any = "inductor") -> int
         LoadError: no block boundary is known for the model.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS_A_BLOCK)
+    if DETERMINISTIC not in os.environ:
+        torch._inductor.config.deterministic = True
     # Counted over all blocks of a class, which share their code.
     names = resolve_boundaries(module).outermost()
     total = MAX_GRAPHS_A_BLOCK * max(1, len(names))
@@ -49,15 +59,21 @@ def compile_blocks(module: nn.Module, *, backend: str | Any = "inductor") -> int
 
 
 def count_graphs() -> dict[str, Any]:
-    """Fields of `RankStats` for this process: its compiled graphs, their breaks, and why they broke."""
+    """Fields of `RankStats` for this process: its compiled graphs, their breaks, and why they broke.
+
+    Breaks that are meant, where parts of sharded blocks are gathered, do not count.
+    """
     dynamo: Any = sys.modules.get("torch._dynamo")
     if dynamo is None:
         return {}
     counters = dynamo.utils.counters
-    reasons = [str(reason).splitlines()[0][:_MAX_REASON_CHARACTERS] for reason in counters["graph_break"]]
+    breaks = {
+        str(reason): count for reason, count in counters["graph_break"].items() if GATHERED_HERE not in str(reason)
+    }
+    reasons = [reason.splitlines()[0][:_MAX_REASON_CHARACTERS] for reason in breaks]
     return {
         "num_graphs": counters["stats"].get("unique_graphs", 0),
-        "num_graph_breaks": sum(counters["graph_break"].values()),
+        "num_graph_breaks": sum(breaks.values()),
         "graph_break_reasons": reasons[:_MAX_REASONS],
     }
 

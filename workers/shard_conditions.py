@@ -4,13 +4,14 @@ Sharding and streaming cut at the same places. The result says which rule decide
 in docs/weights.md.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from torch import nn
 
-from planner.boundaries import COMMON_CONTAINERS, EXPLICIT_CONTAINERS, is_numbered_entry_of_any
+from planner.boundaries import COMMON_CONTAINERS, CUT_INTO_PARTS, EXPLICIT_CONTAINERS, is_numbered_entry_of_any
 from workers.errors import LoadError
 
 ShardCondition = Callable[[str, nn.Module], bool]
@@ -46,12 +47,15 @@ class BlockBoundaries:
         detail: the containers or classes that matched.
         names: qualified names of the blocks; an inner block may lie inside an outer one (UNets).
         borrowed: qualified names of parts of blocks that the model also calls past the block.
+        parts: qualified names of the children of blocks, and of the model, where sharding may cut there: each one's
+            weights are used by its own call only.
     """
 
     rule: BoundaryRule
     detail: tuple[str, ...]
     names: tuple[str, ...]
     borrowed: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.rule}: {', '.join(self.detail)}"
@@ -102,7 +106,8 @@ def resolve_boundaries(
     candidates.append((BoundaryRule.CONTAINERS, common, numbered_entry_of(*common)))
     for rule, detail, condition in candidates:
         if names := matching_names(model, condition):
-            return BlockBoundaries(rule, _used(rule, detail, model, names), names, borrowed_modules(model))
+            parts = parts_of(model, names) if class_name in CUT_INTO_PARTS else ()
+            return BlockBoundaries(rule, _used(rule, detail, model, names), names, borrowed_modules(model), parts)
     raise LoadError(
         f"{class_name} has no blocks to cut at: no explicit containers are stated for it, none of its block classes "
         f"{list(block_class_names(model))} is a numbered entry, and none of the containers {list(common)} is in it. "
@@ -114,6 +119,35 @@ def borrowed_modules(model: nn.Module) -> tuple[str, ...]:
     """Qualified names of `BORROWED_MODULES` that this model has."""
     present = dict(model.named_modules())
     return tuple(name for name in BORROWED_MODULES.get(model_class_name(model), ()) if name in present)
+
+
+def parts_of(model: nn.Module, block_names: Sequence[str]) -> tuple[str, ...]:
+    """Qualified names of the children of blocks, and of the model, that hold matrices of their own and no block."""
+    blocks = set(block_names)
+    users = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    holders = {parent for name in blocks for parent in _parents(name)}
+    children = {
+        f"{owner}.{name}" if owner else name: child
+        for owner in ("", *block_names)
+        for name, child in model.get_submodule(owner).named_children()
+    }
+    return tuple(
+        name
+        for name, child in children.items()
+        if name not in blocks | holders and _is_called(child) and _has_own_matrix(child, users)
+    )
+
+
+def _is_called(module: nn.Module) -> bool:
+    """Containers are not: what is in them is."""
+    return not isinstance(module, nn.ModuleList | nn.ModuleDict | nn.ParameterList | nn.ParameterDict)
+
+
+def _has_own_matrix(module: nn.Module, users: Mapping[int, int]) -> bool:
+    """Whether it has a matrix, and nothing that is tied to a parameter elsewhere."""
+    inside = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
+    has_matrix = any(parameter.ndim > 1 for parameter in module.parameters())
+    return has_matrix and all(users[key] == count for key, count in inside.items())
 
 
 def matching_names(model: nn.Module, condition: ShardCondition) -> tuple[str, ...]:

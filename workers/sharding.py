@@ -6,7 +6,8 @@ the CPU a block (docs/decisions/0003). Set-up order: compile blocks (the caller,
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from planner.boundaries import CUT_FROM_BYTES
 from workers.errors import WorkerError
-from workers.gathering import ROOT, GatheredModule, ShardedUnit
+from workers.gathering import GATHERED_HERE, ROOT, GatheredModule, ShardedUnit
 from workers.shard_conditions import READ_DIRECTLY, BlockBoundaries, model_class_name, resolve_boundaries
 from workers.stream_layout import ALIGNMENT_BYTES, BlockLayout, FlatEntry, refuse_special, report_device
 
@@ -30,6 +32,9 @@ FORWARD_METHODS = (
     "get_image_features",
     "get_text_features",
 )
+
+MIN_PARTS_TO_REST = 64
+"""What a block has beside its parts is kept whole where the parts weigh more than so many times as much."""
 
 _HANDLE = "_heliograph_sharding"
 
@@ -86,6 +91,7 @@ def apply_sharding(
     boundaries: BlockBoundaries | None = None,
     forward_methods: Sequence[str] = FORWARD_METHODS,
     num_prefetched: int = 1,
+    cut_from_bytes: int = CUT_FROM_BYTES,
 ) -> Sharding:
     """Splits the module's weights over the mesh, in place, block by block.
 
@@ -102,6 +108,7 @@ def apply_sharding(
         boundaries: resolved for the model when None.
         forward_methods: methods beside `forward` that use parameters outside the blocks; absent ones are skipped.
         num_prefetched: blocks that are gathered while one computes.
+        cut_from_bytes: blocks from this size on are gathered child by child, where the boundaries allow it.
 
     Raises:
         LoadError: no block boundary is known for the model.
@@ -113,13 +120,14 @@ def apply_sharding(
     boundaries = boundaries or resolve_boundaries(module)
     module.requires_grad_(False)
     device = _mesh_device(mesh)
-    units = ("", *boundaries.names, *boundaries.borrowed)
-    whole = _parameters_kept_whole(module, units)
+    parts = _parts_to_cut(module, boundaries, cut_from_bytes)
+    units = _in_order(module, ("", *boundaries.names, *boundaries.borrowed, *parts))
+    whole = _parameters_kept_whole(module, units, parts)
     names_of = _names_by_parameter(module)
     with torch.inference_mode(False):
         sharded, pieces, unfilled = [], dict[str, Piece](), set[str]()
-        for unit in _members(names_of, units, whole).values():
-            shard = _shard_unit(module, unit, names_of, mesh=mesh, device=device)
+        for members in _members(names_of, units, whole).values():
+            shard = _shard_unit(module, members, names_of, mesh=mesh, device=device)
             sharded.append(shard.unit)
             pieces.update(shard.pieces)
             unfilled |= shard.unfilled
@@ -127,16 +135,17 @@ def apply_sharding(
     gathered = GatheredModule(sharded, group=mesh.get_group(), num_prefetched=num_prefetched)
     sharding = Sharding(boundaries, mesh.size(), tuple(sorted(whole)), device, gathered, unfilled, pieces)
     for index, unit in enumerate(sharded):
-        _wrap_call(module.get_submodule(unit.layout.name), gathered, index)
+        wrap = _wrap_forward if unit.layout.name in parts else _wrap_call
+        wrap(module.get_submodule(unit.layout.name), gathered, index)
     _wrap_methods(module, gathered, forward_methods)
     for part in (module, *(module.get_submodule(unit) for unit in units)):
         part._apply = _guarded_apply(part, device)  # type: ignore[method-assign]
         part.__dict__[_HANDLE] = sharding
     report_device(module, device)
     logger.info(
-        "%s: %d blocks (%s) sharded over %d ranks, %.2f GiB here, %d parameters whole",
-        model_class_name(module), len(boundaries.names), boundaries, mesh.size(), gathered.share_bytes / 2**30,
-        len(whole),
+        "%s: %d blocks (%s) sharded over %d ranks in %d units, %.2f GiB here, %d parameters whole",
+        model_class_name(module), len(boundaries.names), boundaries, mesh.size(), len(sharded),
+        gathered.share_bytes / 2**30, len(whole),
     )  # fmt: skip
     return sharding
 
@@ -213,18 +222,45 @@ def _names_by_parameter(module: nn.Module) -> dict[nn.Parameter, list[str]]:
     return names
 
 
-def _parameters_kept_whole(module: nn.Module, units: Sequence[str]) -> dict[str, nn.Parameter]:
+def _in_order(module: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
+    """The names in the modules' registration order, which is mostly the order that they run in."""
+    wanted = set(names)
+    return tuple(name for name, _ in module.named_modules() if name in wanted)
+
+
+def _parts_to_cut(module: nn.Module, boundaries: BlockBoundaries, cut_from_bytes: int) -> frozenset[str]:
+    """The parts of blocks that are large enough, and of what lies around the blocks."""
+    units = ("", *boundaries.names)
+    bytes_of: Counter[str] = Counter()
+    for name, parameter in module.named_parameters():
+        bytes_of[_unit_of(name, units)] += parameter.nbytes
+    return frozenset(part for part in boundaries.parts if bytes_of[part.rpartition(".")[0]] >= cut_from_bytes)
+
+
+def _parameters_kept_whole(module: nn.Module, units: Sequence[str], parts: Collection[str]) -> dict[str, nn.Parameter]:
     """Vectors and scalars (a few thousandths of a model, but most of its parameters, and norms keep casts of them),
-    weights tied across units, which would be split into two, and what pipelines read."""
+    weights tied across units, which would be split into two, what pipelines read, and what little is left of a block
+    that is cut into parts: a gather of its own would only delay the first part's."""
     read_directly = READ_DIRECTLY.get(model_class_name(module), ())
     users: dict[nn.Parameter, set[str]] = {}
+    bytes_of: Counter[str] = Counter()
     named = list(module.named_parameters(remove_duplicate=False))
     for name, parameter in named:
-        users.setdefault(parameter, set()).add(_unit_of(name, units))
+        unit = _unit_of(name, units)
+        users.setdefault(parameter, set()).add(unit)
+        bytes_of[unit] += parameter.nbytes
+    in_parts: Counter[str] = Counter()
+    for part in parts:
+        in_parts[part.rpartition(".")[0]] += bytes_of[part]
+    leftovers = {block for block, size in in_parts.items() if block and MIN_PARTS_TO_REST * bytes_of[block] < size}
     return {
         name: parameter
         for name, parameter in named
-        if parameter.ndim < 2 or parameter.numel() == 0 or len(users[parameter]) > 1 or name in read_directly
+        if parameter.ndim < 2
+        or parameter.numel() == 0
+        or len(users[parameter]) > 1
+        or name in read_directly
+        or _unit_of(name, units) in leftovers
     }
 
 
@@ -336,6 +372,13 @@ def _wrap_call(unit: nn.Module, gathered: GatheredModule, index: int) -> None:
     around = _gathering(inner, gathered, index)
     # Dynamo must not trace into the gathering where somebody compiles the whole model.
     unit.__dict__["_compiled_call_impl"] = torch.compiler.disable(around, recursive=False)
+
+
+def _wrap_forward(part: nn.Module, gathered: GatheredModule, index: int) -> None:
+    """For parts of blocks, which may be compiled: dynamo looks past a part's call, and cuts its graph at a `forward`
+    that is not to be compiled; what the part itself computes is compiled as a graph of its own."""
+    around = _gathering(part.forward, gathered, index)
+    part.forward = torch.compiler.disable(around, recursive=False, reason=GATHERED_HERE)
 
 
 def _wrap_methods(module: nn.Module, gathered: GatheredModule, names: Sequence[str]) -> None:
