@@ -23,7 +23,7 @@ from benchmarks.rank_probes import (
 from planner.checkpoint import read_checkpoint
 from planner.cluster import Cluster, cluster_from_ray_nodes, cluster_of_this_machine
 from planner.errors import ClusterError
-from planner.plan import Plan, PlanRequest
+from planner.plan import Plan, PlanRequest, ShardUnit
 from planner.search import plan_group
 from workers.call_pace import CallDeadlines
 from workers.calls import GenerateCall, GenerateResult
@@ -71,13 +71,15 @@ class Spec:
     runs: tuple[Runs, ...]
     choices: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "bfloat16"
+    shard_by: ShardUnit | None = None
 
     @property
     def label(self) -> str:
         degrees = ", ".join(f"{key.removesuffix('_degree')} {self.degrees[key]}" for key in
                             ("cfg_degree", "sequence_degree", "fsdp_degree") if self.degrees[key] > 1)  # fmt: skip
+        units = "" if self.shard_by is None else f"by {self.shard_by}"
         chosen = ", ".join(f"{key} {value}" for key, value in self.choices.items() if key != "residency")
-        return ", ".join(part for part in (self.subject, self.dtype, degrees or "1 GPU", chosen) if part)
+        return ", ".join(part for part in (self.subject, self.dtype, degrees or "1 GPU", units, chosen) if part)
 
 
 @dataclass(slots=True)
@@ -132,6 +134,8 @@ class Bench:
             wishes["cpus_per_rank"] = 1
         if spec.degrees["fsdp_degree"] == 1:
             wishes.setdefault("residency", {"transformer": {"residency": "resident"}})
+        elif spec.shard_by is not None:
+            wishes["residency"] = {"transformer": {"residency": "sharded", "shard_by": spec.shard_by}}
         return plan_group(read_checkpoint(str(folder)), _live_cluster(), PlanRequest.model_validate(wishes))
 
     @contextmanager

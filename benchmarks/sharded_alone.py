@@ -5,7 +5,6 @@
 NCCL on a GPU, gloo on the CPU. Results have to be equal to the bit.
 """
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from benchmarks import architectures as arch
 from benchmarks.measuring import Options, free, peak_gib, read_options, time_call
 from benchmarks.record import keep
+from planner.plan import ShardUnit
 from workers.compilation import compile_blocks
 from workers.sharding import apply_sharding
 
@@ -34,17 +34,15 @@ def run(options: Options) -> list[dict[str, Any]]:
             return [
                 row
                 for blocks in ("eager", "compiled")
-                for cut_from_bytes in (sys.maxsize, 0)
-                for row in _compare(
-                    Path(folder), shapes, options, is_compiled=blocks == "compiled", cut_from_bytes=cut_from_bytes
-                )
+                for shard_by in ShardUnit
+                for row in _compare(Path(folder), shapes, options, is_compiled=blocks == "compiled", shard_by=shard_by)
             ]
         finally:
             dist.destroy_process_group()
 
 
 def _compare(
-    folder: Path, shapes: list[arch.Shape], options: Options, *, is_compiled: bool, cut_from_bytes: int
+    folder: Path, shapes: list[arch.Shape], options: Options, *, is_compiled: bool, shard_by: ShardUnit
 ) -> list[dict[str, Any]]:
     architecture = arch.SMALL_WAN if options.is_small else arch.WAN_1_3B
     module = arch.build_random(architecture, folder, device=options.device, dtype=options.dtype)
@@ -54,10 +52,9 @@ def _compare(
         shape.num_frames: arch.denoiser_inputs(architecture, shape, options.device, options.dtype) for shape in shapes
     }
     plain = [_measure(module, frames, given, options) for frames, given in inputs.items()]
-    apply_sharding(module, mesh=init_device_mesh(options.device.type, (1,)), cut_from_bytes=cut_from_bytes)
+    apply_sharding(module, mesh=init_device_mesh(options.device.type, (1,)), shard_by=shard_by, cut_from_bytes=0)
     sharded = [_measure(module, frames, given, options) for frames, given in inputs.items()]
     blocks = "compiled" if is_compiled else "eager"
-    units = "blocks" if cut_from_bytes else "parts of blocks"
     return [
         {
             "frames": row["frames"], "blocks": blocks, "side": side, "ms": row["ms"],
@@ -65,7 +62,7 @@ def _compare(
             "equal": torch.equal(result, expected),
         }
         for (reference, expected), pair in zip(plain, sharded, strict=True)
-        for side, (row, result) in (("unsharded", (reference, expected)), (f"sharded by {units}, world of 1", pair))
+        for side, (row, result) in (("unsharded", (reference, expected)), (f"sharded by {shard_by}, world of 1", pair))
     ]  # fmt: skip
 
 

@@ -40,6 +40,7 @@ from benchmarks.group_runs import (
 from benchmarks.measuring import scratch_in_memory
 from benchmarks.record import print_rows, write
 from benchmarks.seam_over_group import measure_seam
+from planner.plan import ShardUnit
 from workers.group import WorkerGroup
 
 NAME = "two_gpus"
@@ -52,6 +53,7 @@ _WAN = Spec("Wan 1.3B", LANES, (Runs(GUIDED, short=2, long=6, decodes=True),))
 _QWEN = Spec("Qwen-Image", LANES, (Runs(GUIDED, short=2, long=10, decodes=True),))
 _SHARDED = Spec("Wan 14B", SHARDS, (Runs(UNGUIDED, short=1, long=3),))
 _LANES_AND_SHARDS = Spec("Wan 14B", LANES_AND_SHARDS, (Runs(GUIDED, short=1, long=2),))
+_BY_PARTS = replace(_SHARDED, shard_by=ShardUnit.PARTS)
 _SEQUENCE = Spec("Wan 1.3B", SEQUENCE, (Runs(GUIDED, short=1, long=4),))
 _SHAPES = tuple(
     Spec("shapes", LANES, (Runs(4.0, short=1, long=6),), choices=UNCOMPILED, dtype=dtype)
@@ -145,7 +147,7 @@ class TwoGpus:
 
     def _fsdp(self) -> None:
         alone = self._reference(_SHARDED)
-        for spec, guidance in ((_SHARDED, UNGUIDED), (_LANES_AND_SHARDS, GUIDED)):
+        for spec, guidance in ((_SHARDED, UNGUIDED), (_BY_PARTS, UNGUIDED), (_LANES_AND_SHARDS, GUIDED)):
             pair = self.bench.measure(self._spec(spec))
             self.add("fsdp", **_figures(pair), **_compare(pair, alone, guidance=guidance),
                      **_memory(pair, alone, guidance=guidance))  # fmt: skip

@@ -1,6 +1,6 @@
 """A user's words for sizes and residency, as they stand on the command line and in settings."""
 
-from planner.plan import Residency, ResidencyChoice
+from planner.plan import Residency, ResidencyChoice, ShardUnit
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -16,7 +16,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_residency(text: str) -> ResidencyChoice:
-    """A residency with its optional number of resident blocks: `offload`, `layerwise:12`.
+    """A residency with what it may take: `offload`, `layerwise:12` (resident blocks), `sharded:parts`.
 
     Raises:
         ValueError: unknown kind, or a count that is none.
@@ -25,6 +25,10 @@ def parse_residency(text: str) -> ResidencyChoice:
     residency = parse_residency_kind(kind)
     if not separator:
         return ResidencyChoice(residency=residency)
+    if residency is Residency.SHARDED:
+        if count not in set(ShardUnit):
+            raise ValueError(f"{text!r}: sharded takes {' or '.join(ShardUnit)}, e.g. sharded:{ShardUnit.PARTS}")
+        return ResidencyChoice(residency=residency, shard_by=ShardUnit(count))
     if residency is not Residency.LAYERWISE or not count.isascii() or not count.isdigit():
         raise ValueError(f"{text!r}: only layerwise takes a number of resident blocks, e.g. layerwise:12")
     return ResidencyChoice(residency=residency, num_resident_blocks=int(count))

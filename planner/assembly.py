@@ -107,6 +107,7 @@ def _component_plan(
         residency=placement.residency,
         num_resident_blocks=placement.num_resident_blocks if layerwise else None,
         prefetch_depth=placement.prefetch_depth if layerwise else None,
+        shard_by=placement.shard_by if placement.residency is Residency.SHARDED else None,
         ranks=placement.ranks,
         load_order=position.load_order,
         reason=f"loads {position.reason}; {residency_text(placement)}: {why}",

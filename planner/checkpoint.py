@@ -1,6 +1,7 @@
 """A checkpoint as the planner sees it: components, blocks, bytes and dtypes, from headers alone; no tensor is read."""
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from planner import tables
-from planner.boundaries import BlockRule
+from planner.boundaries import CUT_FROM_BYTES, BlockRule
 from planner.errors import (
     CheckpointError,
     CheckpointFormatError,
@@ -35,11 +36,16 @@ SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt", ".gguf", ".bin", ".pt", ".pth")
 
 @dataclass(frozen=True, slots=True)
 class PlacedSizes:
-    """Bytes of a component once it is loaded in some dtype: as a whole, outside its blocks, and block by block."""
+    """Bytes of a component once it is loaded in some dtype: as a whole, outside its blocks, and block by block.
+
+    `largest_part` and `largest_rest_part` are the most that is gathered at once where it is sharded by parts.
+    """
 
     whole: int
     rest: int
     blocks: tuple[int, ...]
+    largest_part: int = 0
+    largest_rest_part: int = 0
 
     @property
     def largest_block(self) -> int:
@@ -60,6 +66,7 @@ class Component:
         tally: what its tensors amount to once placed.
         blocks: its blocks, in order of first appearance; empty if no boundary rule matches.
         rest: tally of everything outside the blocks.
+        rest_part_share: share of its largest part in it; 1 if it is not cut.
         weight_files: paths below the checkpoint, in the order of the index.
         weight_format: `pickle` is sized for information and refused for loading.
         index_position: position in `model_index.json`.
@@ -83,6 +90,7 @@ class Component:
     variant: str | None
     index_position: int
     context_parallel: bool = False
+    rest_part_share: float = 1.0
     _sizes: dict[str, PlacedSizes] = field(default_factory=dict, repr=False, compare=False)
 
     def placed(self, dtype: str) -> PlacedSizes:
@@ -90,9 +98,20 @@ class Component:
         found = self._sizes.get(dtype)
         if found is None:
             blocks = tuple(block.tally.placed_bytes(dtype) for block in self.blocks)
-            found = PlacedSizes(self.tally.placed_bytes(dtype), self.rest.placed_bytes(dtype), blocks)
+            found = PlacedSizes(
+                whole=self.tally.placed_bytes(dtype),
+                rest=(rest := self.rest.placed_bytes(dtype)),
+                blocks=blocks,
+                largest_part=max(map(_cut, blocks, (b.largest_part_share for b in self.blocks)), default=0),
+                largest_rest_part=_cut(rest, self.rest_part_share),
+            )
             self._sizes[dtype] = found
         return found
+
+
+def _cut(num_bytes: int, largest_part_share: float) -> int:
+    """Bytes of the largest part of a block, or of the block where it is too small to be cut."""
+    return math.ceil(num_bytes * largest_part_share) if num_bytes >= CUT_FROM_BYTES else num_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +301,7 @@ class _Reader:
             variant=found.variant,
             index_position=position,
             context_parallel=declaration.context_parallel,
+            rest_part_share=grouped.rest_part_share,
         )
 
     def _check_variant(self, components: list[Component]) -> None:

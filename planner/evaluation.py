@@ -2,7 +2,7 @@
 
 import bisect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from planner.calibration import Calibration
@@ -16,7 +16,7 @@ from planner.kinds import runs_every_step
 from planner.load_order import LoadPosition
 from planner.memory import Moments, Placement, gpu_headroom_bytes, host_headroom_bytes
 from planner.nodes import ranks_per_node
-from planner.plan import Correction, Decoding, Residency
+from planner.plan import Correction, Decoding, Mode, Residency, ShardUnit
 from planner.prediction import Setting
 from planner.residents import choose_resident_blocks
 from planner.times import Times
@@ -105,7 +105,7 @@ def evaluate(assignment: Mapping[str, Residency], site: Site) -> Candidate:
     """Places the components, decides what depends on their peak, and predicts the result, corrected by measurements."""
     degrees, context, setting, calibration = site.degrees, site.context, site.setting, site.calibration
     placements = tuple(_place(position, assignment[position.item.name], degrees, context) for position in context.order)
-    placements = _choose_ranks(placements, site)
+    placements = _choose_shard_units(_choose_ranks(placements, site), site)
     knees: Mapping[str, int] = {}
     times = setting.times(placements)
     if context.device == "cuda" and any(p.residency is Residency.LAYERWISE for p in placements):
@@ -145,6 +145,32 @@ def _choose_ranks(placements: tuple[Placement, ...], site: Site) -> tuple[Placem
     return spread_encoders(placements, num_ranks=num_ranks, wishes=wishes, peak_of=site.peak_of)
 
 
+def _choose_shard_units(placements: tuple[Placement, ...], site: Site) -> tuple[Placement, ...]:
+    """Shards by blocks where that fits, else by parts: those need less memory, and more calls.
+
+    Mode `memory` takes parts at once; what is stated is kept.
+    """
+    wishes = site.context.request.residency
+    free = [
+        p.component.name
+        for p in placements
+        if p.residency is Residency.SHARDED
+        and ((wish := wishes.get(p.component.name)) is None or wish.shard_by is None)
+        and _parts_save(p, site.context.dtype)
+    ]
+    if not free or site.context.device != "cuda":
+        return placements
+    budget = site.gpu_capacity_bytes - gpu_headroom_bytes(site.gpu_capacity_bytes)
+    if site.context.request.mode is not Mode.MEMORY and site.peak_of(placements) <= budget:
+        return placements
+    return tuple(replace(p, shard_by=ShardUnit.PARTS) if p.component.name in free else p for p in placements)
+
+
+def _parts_save(placement: Placement, dtype: str) -> bool:
+    sizes = placement.component.placed(dtype)
+    return (sizes.largest_part, sizes.largest_rest_part) != (sizes.largest_block, sizes.rest)
+
+
 def _place(position: LoadPosition, residency: Residency, degrees: Degrees, context: PlanContext) -> Placement:
     component = context.checkpoint.find(position.item.name)
     assert component is not None
@@ -158,6 +184,7 @@ def _place(position: LoadPosition, residency: Residency, degrees: Degrees, conte
         ranks=tuple(range(degrees.num_ranks)) if on_all else (0,),
         num_resident_blocks=k or 0,
         prefetch_depth=context.request.prefetch_depth or DEFAULT_PREFETCH_DEPTH,
+        shard_by=(explicit.shard_by if explicit is not None else None) or ShardUnit.BLOCKS,
     )
 
 
@@ -197,9 +224,11 @@ def capacity_for(peak_bytes: int, *, headroom: Callable[[int], int]) -> int:
 
 
 def residency_text(placement: Placement) -> str:
-    """`layerwise:12`, `offload`."""
+    """`layerwise:12`, `sharded:parts`, `offload`."""
     if placement.residency is Residency.LAYERWISE:
         return f"layerwise:{placement.num_resident_blocks}"
+    if placement.residency is Residency.SHARDED and placement.shard_by is ShardUnit.PARTS:
+        return f"sharded:{placement.shard_by}"
     return placement.residency.value
 
 

@@ -27,5 +27,7 @@ def find_fallbacks(
 def _choice(placement: Placement) -> ResidencyChoice:
     is_layerwise = placement.residency is Residency.LAYERWISE
     return ResidencyChoice(
-        residency=placement.residency, num_resident_blocks=placement.num_resident_blocks if is_layerwise else None
+        residency=placement.residency,
+        num_resident_blocks=placement.num_resident_blocks if is_layerwise else None,
+        shard_by=placement.shard_by if placement.residency is Residency.SHARDED else None,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from planner.checkpoint import Checkpoint, Component
+from planner.checkpoint import Checkpoint, Component, PlacedSizes
 from planner.costs import (
     Workload,
     decode_workspace_bytes,
@@ -12,7 +12,7 @@ from planner.costs import (
     rows_per_call,
 )
 from planner.degrees import Degrees
-from planner.plan import ComponentKind, Decoding, MemoryMoment, Residency
+from planner.plan import ComponentKind, Decoding, MemoryMoment, Residency, ShardUnit
 
 GIB = 2**30
 CPU_PROCESS_BYTES = int(0.75 * GIB)
@@ -20,9 +20,8 @@ CPU_PROCESS_BYTES = int(0.75 * GIB)
 CUDA_PROCESS_BYTES = 3 * GIB
 """The same with CUDA's libraries loaded and a context."""
 COORDINATOR_BYTES = int(0.25 * GIB)
-GATHERED_BLOCKS = 4
-"""Whole blocks that FSDP2 holds at once, gathering one ahead: one computes, the next is gathered and copied into place,
-and the gathering stream keeps a buffer (Wan 14B on two H100s: 3.2 GiB above shards and activations)."""
+GATHERED_UNITS = 2
+"""Units (blocks or their parts) of a sharded component that are whole on a rank at once: one computes, one comes."""
 STAGING_BYTES = int(0.5 * GIB)
 """Pinned ring through which a rank's weights pass while they load."""
 SHARED_ON_A_NODE = frozenset({Residency.LAYERWISE, Residency.OFFLOAD})
@@ -37,6 +36,7 @@ class Placement:
         ranks: world ranks that hold it, whole or in shares.
         num_resident_blocks: blocks that stay on the device when it is layerwise.
         prefetch_depth: blocks copied ahead; the ring has one buffer more.
+        shard_by: what is gathered at once when it is sharded.
     """
 
     component: Component
@@ -44,6 +44,7 @@ class Placement:
     ranks: tuple[int, ...]
     num_resident_blocks: int = 0
     prefetch_depth: int = 1
+    shard_by: ShardUnit = ShardUnit.BLOCKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,9 +223,18 @@ def active_extra_bytes(placement: Placement, *, dtype: str, fsdp: int) -> int:
     if placement.residency is Residency.OFFLOAD:
         return sizes.whole
     if placement.residency is Residency.SHARDED and fsdp > 1:
-        # The root's own parameters are gathered around the blocks.
-        return GATHERED_BLOCKS * sizes.largest_block + sizes.rest
+        return _gathered_bytes(sizes, placement.shard_by)
     return 0
+
+
+def _gathered_bytes(sizes: PlacedSizes, shard_by: ShardUnit) -> int:
+    """What lies outside the blocks is whole during the call, unless it is cut into parts too."""
+    if shard_by is ShardUnit.BLOCKS:
+        return GATHERED_UNITS * sizes.largest_block + sizes.rest
+    pair = GATHERED_UNITS * sizes.largest_part
+    if sizes.largest_rest_part == sizes.rest:
+        return pair + sizes.rest
+    return max(pair, sizes.largest_rest_part + sizes.largest_part)
 
 
 def workspace_bytes(

@@ -84,11 +84,22 @@ class StepCache(StrEnum):
     PYRAMID_ATTENTION_BROADCAST = "pyramid_attention_broadcast"
 
 
+class ShardUnit(StrEnum):
+    """What is gathered at once of a sharded component: whole blocks, or their parts (attention, feed-forward).
+
+    Parts need less memory, but more calls a step, and compiled blocks are cut into several graphs.
+    """
+
+    BLOCKS = "blocks"
+    PARTS = "parts"
+
+
 class ResidencyChoice(Frozen):
-    """A user's explicit choice for one component, e.g. `layerwise:12`."""
+    """A user's explicit choice for one component, e.g. `layerwise:12` or `sharded:parts`."""
 
     residency: Residency
     num_resident_blocks: int | None = Field(default=None, ge=0)
+    shard_by: ShardUnit | None = None
 
 
 class PlanRequest(Frozen):
@@ -151,6 +162,7 @@ class ComponentPlan(Frozen):
     residency: Residency
     num_resident_blocks: int | None
     prefetch_depth: int | None
+    shard_by: ShardUnit | None = None
     ranks: tuple[int, ...]
     load_order: int
     reason: str

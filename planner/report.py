@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from planner.plan import ComponentPlan, Correction, Plan, RejectedOption, Residency
+from planner.plan import ComponentPlan, Correction, Plan, RejectedOption, Residency, ShardUnit
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -147,4 +147,6 @@ def _residency_text(component: ComponentPlan) -> str:
     if component.residency is Residency.LAYERWISE:
         resident = f"{component.num_resident_blocks} of {component.num_blocks} resident"
         return f"layerwise, {resident}, {component.prefetch_depth} ahead"
+    if component.residency is Residency.SHARDED and component.shard_by is ShardUnit.PARTS:
+        return "sharded by parts of blocks"
     return component.residency.value

@@ -1,10 +1,11 @@
 """Tensors of one component, grouped into blocks and added up by what they weigh once they are placed."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from planner.boundaries import BlockRule, find_block, name_templates, resolve_block_rule
+from planner.boundaries import CUT_INTO_PARTS, BlockRule, find_block, name_templates, resolve_block_rule
 from planner.safetensors_header import TensorEntry
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -52,10 +53,12 @@ class WeightTally:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block: its qualified name, e.g. `blocks.3`, and its weights."""
+    """One block: its qualified name, e.g. `blocks.3`, its weights, and its largest child's share of them (1 where the
+    model's blocks cannot be cut)."""
 
     name: str
     tally: WeightTally
+    largest_part_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class GroupedWeights:
     rest: WeightTally
     rule: BlockRule | None
     dtype_bytes: Mapping[str, int]
+    rest_part_share: float
 
 
 def group_weights(
@@ -106,9 +110,25 @@ def group_weights(
     present = set(names) if tied else set()
     copies = {name for name, source in tied.items() if source in present}
     rest, blocks = _add_up(tensors, [traits[template] for template in templates], copies=copies)
-    ordered = tuple(Block(name, blocks[name]) for name in sorted(blocks, key=_natural))
+    depths = [traits[template].block_depth for template in templates]
+    shares = _part_shares(tensors, depths) if class_name in CUT_INTO_PARTS else {}
+    ordered = tuple(Block(name, blocks[name], shares.get(name, 1.0)) for name in sorted(blocks, key=_natural))
     whole = _sum([rest, *blocks.values()])
-    return GroupedWeights(whole, ordered, rest, rule, _dtype_bytes(tensors))
+    return GroupedWeights(whole, ordered, rest, rule, _dtype_bytes(tensors), shares.get("", 1.0))
+
+
+def _part_shares(tensors: Sequence[TensorEntry], depths: Sequence[int]) -> dict[str, float]:
+    """Of each block, and of what lies outside (empty name), the share of the largest child in its elements."""
+    children: dict[tuple[str, str], int] = defaultdict(int)
+    whole: dict[str, int] = defaultdict(int)
+    for tensor, depth in zip(tensors, depths, strict=True):
+        *block, child = tensor.name.split(".", depth + 1)[: depth + 1]
+        children[".".join(block), child] += tensor.num_elements
+        whole[".".join(block)] += tensor.num_elements
+    largest: dict[str, int] = defaultdict(int)
+    for (name, _), count in children.items():
+        largest[name] = max(largest[name], count)
+    return {name: largest[name] / max(1, count) for name, count in whole.items()}
 
 
 def _dtype_bytes(tensors: Sequence[TensorEntry]) -> dict[str, int]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from planner.plan import ShardUnit
 from workers.errors import LoadError
 from workers.shard_conditions import model_class_name
 from workers.sharding import Sharding, apply_sharding
@@ -62,6 +63,7 @@ def load_component(
     device: torch.device,
     variant: str | None = None,
     mesh: DeviceMesh | None = None,
+    shard_by: ShardUnit = ShardUnit.BLOCKS,
     compile_blocks: Callable[[nn.Module], object] | None = None,
     place: Callable[[nn.Module], TensorPlaces] | None = None,
     num_readers: int = NUM_READERS,
@@ -78,7 +80,7 @@ def load_component(
         dtype: of floating parameters and persistent buffers, except the class's float32 islands.
         device: where an unsharded component goes; a sharded one goes to the mesh's device.
         variant: read this variant of the weights if the component has it.
-        mesh: shard over it.
+        mesh: shard over it, with `shard_by` as the units that are gathered at once.
         compile_blocks: called on the empty model before it is sharded (the gathering stands around the compiled call).
         place: given the empty model, says where the memory of its tensors comes from; the device if None. For
             streaming: `streaming_place`.
@@ -97,12 +99,12 @@ def load_component(
     except NotOneToOneError as reason:
         return _load_by_library(
             model_class, folder, dtype=dtype, device=device if place is None else torch.device("cpu"),
-            variant=variant, mesh=mesh,
+            variant=variant, mesh=mesh, shard_by=shard_by,
             compile_blocks=compile_blocks, reason=reason, start=start,
         )  # fmt: skip
     if compile_blocks is not None:
         compile_blocks(model)
-    sharding = apply_sharding(model, mesh=mesh) if mesh is not None else None
+    sharding = apply_sharding(model, mesh=mesh, shard_by=shard_by) if mesh is not None else None
     fill = _Filler(model, device, place(model) if place is not None else None, sharding)
     jobs = [job for name, key in keys.items() for job in fill.jobs(name, stored[key])]
     bytes_read = run_jobs(jobs, num_readers=num_readers, on_bytes=on_bytes)
@@ -191,6 +193,7 @@ def _load_by_library(
     device: torch.device,
     variant: str | None,
     mesh: DeviceMesh | None,
+    shard_by: ShardUnit,
     compile_blocks: Callable[[nn.Module], object] | None,
     reason: NotOneToOneError,
     start: float,
@@ -210,7 +213,7 @@ def _load_by_library(
     module.requires_grad_(False).eval().to(device)
     if compile_blocks is not None:
         compile_blocks(module)
-    sharding = apply_sharding(module, mesh=mesh) if mesh is not None else None
+    sharding = apply_sharding(module, mesh=mesh, shard_by=shard_by) if mesh is not None else None
     _prove_complete(module, folder, sharding)
     bytes_read = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return LoadedComponent(module, bytes_read, time.monotonic() - start, "library", sharding)

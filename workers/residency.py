@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from planner.plan import Compilation, ComponentKind, ComponentPlan, Decoding, Plan, Residency, ResidencyChoice
+from planner.plan import (
+    Compilation,
+    ComponentKind,
+    ComponentPlan,
+    Decoding,
+    Plan,
+    Residency,
+    ResidencyChoice,
+    ShardUnit,
+)
 from workers.attention_kernels import choose_attention_kernel
 from workers.compilation import compile_blocks
 from workers.direct_load import LoadedComponent, load_component
@@ -124,7 +133,7 @@ class Placer:
             case Residency.SHARDED:
                 if self.mesh is None:
                     raise LoadError(f"{component.name} is to be sharded, but the plan's fsdp_degree is 1")
-                loaded = load(device=self.device, mesh=self.mesh)
+                loaded = load(device=self.device, mesh=self.mesh, shard_by=choice.shard_by or ShardUnit.BLOCKS)
                 self._prepare(component, loaded)
             case Residency.OFFLOAD:
                 host = self._host_memory(component, choice)
@@ -182,7 +191,11 @@ def _decode_in_tiles(component: ComponentPlan, loaded: LoadedComponent) -> None:
 
 
 def _planned(component: ComponentPlan) -> ResidencyChoice:
-    return ResidencyChoice(residency=component.residency, num_resident_blocks=component.num_resident_blocks)
+    return ResidencyChoice(
+        residency=component.residency,
+        num_resident_blocks=component.num_resident_blocks,
+        shard_by=component.shard_by,
+    )
 
 
 def _pins_less(choice: ResidencyChoice, refused: ResidencyChoice) -> bool:

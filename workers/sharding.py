@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from planner.boundaries import CUT_FROM_BYTES
+from planner.plan import ShardUnit
 from workers.errors import WorkerError
 from workers.gathering import GATHERED_HERE, ROOT, GatheredModule, ShardedUnit
 from workers.shard_conditions import READ_DIRECTLY, BlockBoundaries, model_class_name, resolve_boundaries
@@ -91,6 +92,7 @@ def apply_sharding(
     boundaries: BlockBoundaries | None = None,
     forward_methods: Sequence[str] = FORWARD_METHODS,
     num_prefetched: int = 1,
+    shard_by: ShardUnit = ShardUnit.BLOCKS,
     cut_from_bytes: int = CUT_FROM_BYTES,
 ) -> Sharding:
     """Splits the module's weights over the mesh, in place, block by block.
@@ -99,8 +101,8 @@ def apply_sharding(
     whose result it does not need: each block gathers its weights from all ranks just before it runs and drops them
     after. Parameters may be on meta (fill them by `Sharding.piece`) or have values already.
 
-    Device bytes afterwards: a 1/N share; in a call additionally `1 + num_prefetched` whole blocks and what lies
-    outside the blocks.
+    Device bytes afterwards: a 1/N share; in a call additionally `1 + num_prefetched` whole blocks (or parts) and what
+    lies outside the blocks.
 
     Args:
         module: its parameters are frozen here.
@@ -108,7 +110,8 @@ def apply_sharding(
         boundaries: resolved for the model when None.
         forward_methods: methods beside `forward` that use parameters outside the blocks; absent ones are skipped.
         num_prefetched: blocks that are gathered while one computes.
-        cut_from_bytes: blocks from this size on are gathered child by child, where the boundaries allow it.
+        shard_by: what is gathered at once: blocks, or the children of large ones, where the boundaries allow it.
+        cut_from_bytes: which blocks are large.
 
     Raises:
         LoadError: no block boundary is known for the model.
@@ -120,7 +123,9 @@ def apply_sharding(
     boundaries = boundaries or resolve_boundaries(module)
     module.requires_grad_(False)
     device = _mesh_device(mesh)
-    parts = _parts_to_cut(module, boundaries, cut_from_bytes)
+    parts = frozenset[str]()
+    if shard_by is ShardUnit.PARTS:
+        parts = _parts_to_cut(module, boundaries, cut_from_bytes)
     units = _in_order(module, ("", *boundaries.names, *boundaries.borrowed, *parts))
     whole = _parameters_kept_whole(module, units, parts)
     names_of = _names_by_parameter(module)
