@@ -53,14 +53,17 @@ _WAN = Spec("Wan 1.3B", LANES, (Runs(GUIDED, short=2, long=6, decodes=True),))
 _QWEN = Spec("Qwen-Image", LANES, (Runs(GUIDED, short=2, long=10, decodes=True),))
 _SHARDED = Spec("Wan 14B", SHARDS, (Runs(UNGUIDED, short=1, long=3),))
 _LANES_AND_SHARDS = Spec("Wan 14B", LANES_AND_SHARDS, (Runs(GUIDED, short=1, long=2),))
-_BY_PARTS = replace(_SHARDED, shard_by=ShardUnit.PARTS)
+_BY_PARTS = Spec("Wan 14B", SHARDS, (Runs(UNGUIDED, short=1, long=2),), choices=EAGER, shard_by=ShardUnit.PARTS)
 _SEQUENCE = Spec("Wan 1.3B", SEQUENCE, (Runs(GUIDED, short=1, long=4),))
 _SHAPES = tuple(
     Spec("shapes", LANES, (Runs(4.0, short=1, long=6),), choices=UNCOMPILED, dtype=dtype)
     for dtype in ("float32", "float16")
 )
 REFERENCES: Mapping[str, tuple[Spec, ...]] = {
-    "fsdp": (Spec("Wan 14B", ALONE, (Runs(UNGUIDED, short=1, long=3), Runs(GUIDED, short=1, long=2))),),
+    "fsdp": (
+        Spec("Wan 14B", ALONE, (Runs(UNGUIDED, short=1, long=3), Runs(GUIDED, short=1, long=2))),
+        replace(_BY_PARTS, degrees=ALONE, shard_by=None),
+    ),
     "cfg": (replace(_QWEN, degrees=ALONE), replace(_WAN, degrees=ALONE)),
     "sequence": (replace(_WAN, degrees=ALONE), replace(_SEQUENCE, degrees=ALONE, choices=EAGER)),
     "equality": tuple(replace(spec, degrees=ALONE) for spec in _SHAPES),
@@ -136,7 +139,9 @@ class TwoGpus:
         return replace(spec, choices={**self._choices, **spec.choices}, runs=small)
 
     def _reference(self, spec: Spec, *, choices: Mapping[str, Any] | None = None) -> Outcome | None:
-        alone = self._spec(replace(spec, degrees=ALONE, choices=spec.choices if choices is None else choices))
+        alone = self._spec(
+            replace(spec, degrees=ALONE, shard_by=None, choices=spec.choices if choices is None else choices)
+        )
         return self.alone.get(alone.label)
 
     def _cfg(self) -> None:
@@ -146,8 +151,8 @@ class TwoGpus:
             self._add_equality(pair, self._reference(spec), guidance=GUIDED)
 
     def _fsdp(self) -> None:
-        alone = self._reference(_SHARDED)
         for spec, guidance in ((_SHARDED, UNGUIDED), (_BY_PARTS, UNGUIDED), (_LANES_AND_SHARDS, GUIDED)):
+            alone = self._reference(spec)
             pair = self.bench.measure(self._spec(spec))
             self.add("fsdp", **_figures(pair), **_compare(pair, alone, guidance=guidance),
                      **_memory(pair, alone, guidance=guidance))  # fmt: skip
@@ -214,16 +219,17 @@ def _compare(pair: Outcome, alone: Outcome | None, *, guidance: float) -> dict[s
 def _memory(pair: Outcome, alone: Outcome | None, *, guidance: float) -> dict[str, Any]:
     """Shares of the unsharded denoiser's bytes: at rest, read, and at the peak without the activations of one GPU.
 
-    Of the last rank, which holds nothing but its share.
+    Of the last rank; encoders that it holds too do not count.
     """
     if alone is None:
         return {}
     whole = max(1, sum(alone.denoiser_bytes))
     activations = alone.peak_bytes[guidance][0] - alone.at_rest_bytes[0]
+    others = pair.at_rest_bytes[-1] - pair.denoiser_bytes[-1]
     return {
         "at_rest_share": [held / whole for held in pair.denoiser_bytes],
         "read_share_last_rank": pair.read_bytes[-1] / whole,
-        "peak_share_last_rank": (pair.peak_bytes[guidance][-1] - activations) / whole,
+        "peak_share_last_rank": (pair.peak_bytes[guidance][-1] - activations - others) / whole,
         "activations_gib": activations / 2**30,
     }
 

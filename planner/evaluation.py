@@ -16,7 +16,7 @@ from planner.kinds import runs_every_step
 from planner.load_order import LoadPosition
 from planner.memory import Moments, Placement, gpu_headroom_bytes, host_headroom_bytes
 from planner.nodes import ranks_per_node
-from planner.plan import Correction, Decoding, Mode, Residency, ShardUnit
+from planner.plan import Compilation, ComponentKind, Correction, Decoding, Mode, Residency, ShardUnit
 from planner.prediction import Setting
 from planner.residents import choose_resident_blocks
 from planner.times import Times
@@ -80,7 +80,12 @@ class Site:
         on_gpus = context.device == "cuda"
         capacity = node.gpu_memory_bytes if on_gpus else 0
         self.gpu_capacity_bytes = capacity // degrees.num_ranks if context.request.share_gpu else capacity
-        self.execution = choose_execution(context.request, device=context.device, sequence_degree=degrees.sequence)
+        self.execution = choose_execution(
+            context.request,
+            device=context.device,
+            sequence_degree=degrees.sequence,
+            denoisers_by_parts=_asks_for_parts(context),
+        )
         self.setting = Setting(
             checkpoint=context.checkpoint,
             workload=context.workload,
@@ -145,17 +150,26 @@ def _choose_ranks(placements: tuple[Placement, ...], site: Site) -> tuple[Placem
     return spread_encoders(placements, num_ranks=num_ranks, wishes=wishes, peak_of=site.peak_of)
 
 
+def _asks_for_parts(context: PlanContext) -> bool:
+    """Whether the request states that a denoiser is sharded by parts."""
+    denoisers = {c.name for c in context.checkpoint.components if c.kind is ComponentKind.DENOISER}
+    stated = context.request.residency.items()
+    return any(name in denoisers and choice.shard_by is ShardUnit.PARTS for name, choice in stated)
+
+
 def _choose_shard_units(placements: tuple[Placement, ...], site: Site) -> tuple[Placement, ...]:
     """Shards by blocks where that fits, else by parts: those need less memory, and more calls.
 
-    Mode `memory` takes parts at once; what is stated is kept.
+    Mode `memory` takes parts at once; what is stated is kept. A compiled denoiser is sharded by blocks.
     """
     wishes = site.context.request.residency
+    is_compiled = site.execution.compile is Compilation.BLOCKS
     free = [
         p.component.name
         for p in placements
         if p.residency is Residency.SHARDED
         and ((wish := wishes.get(p.component.name)) is None or wish.shard_by is None)
+        and not (is_compiled and p.component.kind is ComponentKind.DENOISER)
         and _parts_save(p, site.context.dtype)
     ]
     if not free or site.context.device != "cuda":

@@ -22,15 +22,19 @@ class Execution:
     decoding: Decoding
 
 
-def choose_execution(request: PlanRequest, *, device: str, sequence_degree: int) -> Execution:
+def choose_execution(
+    request: PlanRequest, *, device: str, sequence_degree: int, denoisers_by_parts: bool = False
+) -> Execution:
     """Resolves them for some degrees. What is not stated decodes whole frames.
 
     Raises:
-        PlanRequestError: as `choose_attention`.
+        PlanRequestError: as `choose_attention` and `choose_compilation`.
     """
     return Execution(
         choose_attention(request, device=device, sequence_degree=sequence_degree),
-        choose_compilation(request, device=device, sequence_degree=sequence_degree),
+        choose_compilation(
+            request, device=device, sequence_degree=sequence_degree, denoisers_by_parts=denoisers_by_parts
+        ),
         Decoding.WHOLE if request.decoding == "auto" else Decoding(request.decoding),
     )
 
@@ -56,14 +60,26 @@ def choose_attention(request: PlanRequest, *, device: str, sequence_degree: int)
     return _FASTEST_FIRST if _is_tuned(request, device) and sequence_degree == 1 else (AttentionBackend.NATIVE,)
 
 
-def choose_compilation(request: PlanRequest, *, device: str, sequence_degree: int) -> Compilation:
+def choose_compilation(
+    request: PlanRequest, *, device: str, sequence_degree: int, denoisers_by_parts: bool = False
+) -> Compilation:
     """Blocks are compiled on GPUs, unless memory is what counts; elsewhere only where it is asked for.
 
     Ranks that split tokens exchange them by hooks inside the blocks, which break graphs: not compiled unless asked for.
+    Denoisers that are asked to be sharded by parts are not compiled: graphs that end at each part keep what one graph
+    would have freed between them, which on Wan 14B took as much memory as the parts save.
+
+    Raises:
+        PlanRequestError: compiled blocks are asked for, and denoisers sharded by parts.
     """
+    if denoisers_by_parts and request.compile == Compilation.BLOCKS:
+        raise PlanRequestError(
+            "compile=blocks with a denoiser sharded by parts: a block in one graph does not gather its parts one by "
+            "one; use compile none or auto, or sharded:blocks"
+        )
     if request.compile != "auto":
         return Compilation(request.compile)
-    is_compiled = _is_tuned(request, device) and sequence_degree == 1
+    is_compiled = _is_tuned(request, device) and sequence_degree == 1 and not denoisers_by_parts
     return Compilation.BLOCKS if is_compiled else Compilation.NONE
 
 

@@ -15,7 +15,6 @@ import torch._inductor.config
 from torch import nn
 
 from workers.calls import RankStats
-from workers.gathering import GATHERED_HERE
 from workers.shard_conditions import model_class_name, resolve_boundaries
 
 logger = logging.getLogger(__name__)
@@ -59,21 +58,15 @@ def compile_blocks(module: nn.Module, *, backend: str | Any = "inductor") -> int
 
 
 def count_graphs() -> dict[str, Any]:
-    """Fields of `RankStats` for this process: its compiled graphs, their breaks, and why they broke.
-
-    Breaks that are meant, where parts of sharded blocks are gathered, do not count.
-    """
+    """Fields of `RankStats` for this process: its compiled graphs, their breaks, and why they broke."""
     dynamo: Any = sys.modules.get("torch._dynamo")
     if dynamo is None:
         return {}
     counters = dynamo.utils.counters
-    breaks = {
-        str(reason): count for reason, count in counters["graph_break"].items() if GATHERED_HERE not in str(reason)
-    }
-    reasons = [reason.splitlines()[0][:_MAX_REASON_CHARACTERS] for reason in breaks]
+    reasons = [str(reason).splitlines()[0][:_MAX_REASON_CHARACTERS] for reason in counters["graph_break"]]
     return {
         "num_graphs": counters["stats"].get("unique_graphs", 0),
-        "num_graph_breaks": sum(breaks.values()),
+        "num_graph_breaks": sum(counters["graph_break"].values()),
         "graph_break_reasons": reasons[:_MAX_REASONS],
     }
 

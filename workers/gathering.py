@@ -18,9 +18,6 @@ from workers.stream_layout import ALIGNMENT_BYTES, BlockLayout
 # The older name warns where there is the newer one (torch 2.13).
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
-GATHERED_HERE = "a part of a sharded block is gathered here"
-"""The reason of graph breaks that are meant."""
-
 ROOT = 0
 """The unit of everything outside the blocks; while it is in use the model is inside a call."""
 
@@ -82,8 +79,6 @@ class GatheredModule:
         """Device bytes of the units that are whole on this rank now."""
         return sum(unit.gathered.nbytes for unit in self._held if unit.gathered is not None)
 
-    # Parts of compiled blocks are entered inside of what dynamo watches; none of this is to be compiled.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def enter(self, index: int) -> None:
         """Before unit `index` computes: its tensors are whole, and the next units are on their way."""
         unit = self.units[index]
@@ -96,7 +91,6 @@ class GatheredModule:
             self.leave(index)
             raise
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def leave(self, index: int) -> None:
         """After unit `index` was launched: its memory goes back, in the order of the computation."""
         unit = self.units[index]

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from planner.boundaries import CUT_FROM_BYTES
 from planner.plan import ShardUnit
 from workers.errors import WorkerError
-from workers.gathering import GATHERED_HERE, ROOT, GatheredModule, ShardedUnit
+from workers.gathering import ROOT, GatheredModule, ShardedUnit
 from workers.shard_conditions import READ_DIRECTLY, BlockBoundaries, model_class_name, resolve_boundaries
 from workers.stream_layout import ALIGNMENT_BYTES, BlockLayout, FlatEntry, refuse_special, report_device
 
@@ -110,7 +110,8 @@ def apply_sharding(
         boundaries: resolved for the model when None.
         forward_methods: methods beside `forward` that use parameters outside the blocks; absent ones are skipped.
         num_prefetched: blocks that are gathered while one computes.
-        shard_by: what is gathered at once: blocks, or the children of large ones, where the boundaries allow it.
+        shard_by: what is gathered at once: blocks, or the children of large ones, where the boundaries allow it; not
+            for compiled blocks, whose code does not make its parts' calls.
         cut_from_bytes: which blocks are large.
 
     Raises:
@@ -140,8 +141,7 @@ def apply_sharding(
     gathered = GatheredModule(sharded, group=mesh.get_group(), num_prefetched=num_prefetched)
     sharding = Sharding(boundaries, mesh.size(), tuple(sorted(whole)), device, gathered, unfilled, pieces)
     for index, unit in enumerate(sharded):
-        wrap = _wrap_forward if unit.layout.name in parts else _wrap_call
-        wrap(module.get_submodule(unit.layout.name), gathered, index)
+        _wrap_call(module.get_submodule(unit.layout.name), gathered, index)
     _wrap_methods(module, gathered, forward_methods)
     for part in (module, *(module.get_submodule(unit) for unit in units)):
         part._apply = _guarded_apply(part, device)  # type: ignore[method-assign]
@@ -377,13 +377,6 @@ def _wrap_call(unit: nn.Module, gathered: GatheredModule, index: int) -> None:
     around = _gathering(inner, gathered, index)
     # Dynamo must not trace into the gathering where somebody compiles the whole model.
     unit.__dict__["_compiled_call_impl"] = torch.compiler.disable(around, recursive=False)
-
-
-def _wrap_forward(part: nn.Module, gathered: GatheredModule, index: int) -> None:
-    """For parts of blocks, which may be compiled: dynamo looks past a part's call, and cuts its graph at a `forward`
-    that is not to be compiled; what the part itself computes is compiled as a graph of its own."""
-    around = _gathering(part.forward, gathered, index)
-    part.forward = torch.compiler.disable(around, recursive=False, reason=GATHERED_HERE)
 
 
 def _wrap_methods(module: nn.Module, gathered: GatheredModule, names: Sequence[str]) -> None:
