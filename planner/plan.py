@@ -87,7 +87,7 @@ class StepCache(StrEnum):
 class ShardUnit(StrEnum):
     """What is gathered at once of a sharded component: whole blocks, or their parts (attention, feed-forward).
 
-    Parts need less memory, but more calls a step, and compiled blocks are cut into several graphs.
+    Parts need less memory and more calls a step; a denoiser that is compiled is sharded by blocks.
     """
 
     BLOCKS = "blocks"

@@ -86,13 +86,21 @@ def test_decoding_peak_is_within_2_percent_of_the_measured(
     assert peak / 2**30 == pytest.approx(measured_gib, rel=0.02)
 
 
-def test_peak_of_sharded_wan_14b_is_within_2_percent_of_the_measured(skeletons: dict[str, Checkpoint]) -> None:
-    """Two H100s, 81 frames: 18.47 GiB on the rank that holds nothing else."""
+@pytest.mark.parametrize(
+    ("shard_by", "compile", "measured_gib", "at_most_over"),
+    [("parts", "none", 17.35, 0.04), ("blocks", "auto", 17.38, 0.1)],  # compiled blocks keep less than is counted
+)
+def test_peak_of_sharded_wan_14b_is_close_to_the_measured(
+    skeletons: dict[str, Checkpoint], shard_by: str, compile: str, measured_gib: float, at_most_over: float
+) -> None:
+    """Two H200s, 81 frames, on the rank that holds the autoencoder too."""
     cluster = cluster_from_flags(gpus_per_node=2, gpu_type="H100", host_memory_gib=256)
-    request = PlanRequest(num_ranks=2, cfg_degree=1, fsdp_degree=2, num_frames=81, **VIDEO)  # type: ignore[arg-type]
+    sharded = ResidencyChoice(residency="sharded", shard_by=shard_by)  # type: ignore[arg-type]
+    degrees = {"num_ranks": 2, "cfg_degree": 1, "sequence_degree": 1, "fsdp_degree": 2}
+    request = PlanRequest(residency={"transformer": sharded}, num_frames=81, compile=compile, **degrees, **VIDEO)  # type: ignore[arg-type]
     plan = plan_group(skeletons["Wan2.1-T2V-14B"], cluster, request)
     peaks = next(m.gpu_bytes for m in plan.memory.timeline if m.stage == "denoise")
-    assert min(peaks) / 2**30 == pytest.approx(18.47, rel=0.02)
+    assert 1.0 <= min(peaks) / 2**30 / measured_gib <= 1.0 + at_most_over
 
 
 @pytest.mark.parametrize(
