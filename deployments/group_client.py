@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
@@ -19,6 +20,8 @@ from workers.errors import CallCancelledError, GroupDiedError, WorkerError
 
 logger = logging.getLogger(__name__)
 _CANCEL_TIMEOUT_S = 10.0
+_FIRST_LOOK_S = 0.1  # a group with a free place has answered by then
+_SERVE_NAMESPACE = "serve"
 _REPLICA = "SERVE_REPLICA::"  # how Serve begins the names of its replicas' actors; app and deployment follow
 Probe = Literal["ok", "unreached", "dead"]
 
@@ -114,17 +117,25 @@ class GroupClient(Protocol):
         """Which groups there are, as Serve says."""
         ...
 
-    async def probe(self, *, timeout_s: float) -> Probe:
-        """Asks a group whether all its ranks answer; "unreached" if every group is too busy to be asked."""
+    async def probe(self, *, timeout_s: float, num_running: int) -> Probe:
+        """Asks a group whether all its ranks answer; "unreached" if every running one is too busy to be asked, which is
+        said at once."""
         ...
 
 
 class ServeGroupClient:
-    """The groups behind a Serve deployment handle."""
+    """The groups behind a Serve deployment handle.
 
-    def __init__(self, handle: Any, *, app_name: str) -> None:
+    Args:
+        handle: of their deployment.
+        app_name: Serve's name of the app.
+        num_places: calls that a group takes at once.
+    """
+
+    def __init__(self, handle: Any, *, app_name: str, num_places: int) -> None:
         self._handle = handle
         self._app_name = app_name
+        self._num_places = num_places
 
     async def stream(
         self, request: GenerationRequest, *, seed: int, request_id: str, deadline_s: float
@@ -166,30 +177,55 @@ class ServeGroupClient:
         deployment = app.deployments.get(self._handle.deployment_name) if app else None
         return read_status(deployment) if deployment else GroupsStatus(num_running=0, may_be_none=False)
 
-    async def probe(self, *, timeout_s: float) -> Probe:
+    async def probe(self, *, timeout_s: float, num_running: int) -> Probe:
         """See `GroupClient.probe`. A group answers at once that it was reached, and again when its ranks answered.
 
-        One that is full and one whose death Serve has not found out yet look alike to a call, so Ray is asked then.
+        One that is full lets the call wait for a place: the coordinators are asked meanwhile how many calls they have.
+        One whose death Serve has not found out yet looks to a call like one that does not answer: Ray is asked then.
         """
         response = self._handle.options(stream=True).probe.remote()
-        was_reached = False
+        words: list[str] = []
+        reading = asyncio.create_task(_read(response, words))
         try:
             async with asyncio.timeout(timeout_s):
-                async for _ in response:
-                    was_reached = True
+                pause_s = _FIRST_LOOK_S
+                while not (await asyncio.wait([reading], timeout=pause_s))[0]:
+                    if not words and await self._num_full() >= num_running:
+                        response.cancel()
+                        return "unreached"
+                    pause_s *= 2
+                await reading
             return "ok"
         except TimeoutError:
             response.cancel()
-            if was_reached or not await asyncio.to_thread(self._num_processes):
-                return "dead"
-            return "unreached"
+            return "dead" if words or not await asyncio.to_thread(self._coordinators) else "unreached"
         except (RayError, DeploymentUnavailableError):
             return "dead"
+        finally:
+            reading.cancel()
 
-    def _num_processes(self) -> int:
-        """Groups whose coordinator lives, those that are being started too: Ray knows of a death before Serve does."""
+    async def _num_full(self) -> int:
+        """Groups whose coordinators say that they have as many calls as they take."""
+        names = await asyncio.to_thread(self._coordinators)
+        counts = await asyncio.gather(*map(_num_calls, names), return_exceptions=True)
+        return sum(isinstance(count, int) and count >= self._num_places for count in counts)
+
+    def _coordinators(self) -> list[str]:
+        """Names of coordinators that live, starting ones too: Ray knows of a death before Serve does."""
         start = f"{_REPLICA}{self._app_name}#{self._handle.deployment_name}#"
-        return sum(actor["name"].startswith(start) for actor in list_named_actors(all_namespaces=True))
+        names = (actor["name"] for actor in list_named_actors(all_namespaces=True))
+        return [name for name in names if name.startswith(start)]
+
+
+async def _read(response: Any, words: list[str]) -> None:
+    async for word in response:
+        words.append(word)
+
+
+async def _num_calls(coordinator: str) -> int:
+    """Calls at a group. Serve's routers ask the same of their replicas, which answer however full they are."""
+    replica = await asyncio.to_thread(ray.get_actor, coordinator, namespace=_SERVE_NAMESPACE)
+    return int(await replica.get_num_ongoing_requests.remote())
 
 
 def read_status(deployment: DeploymentStatusOverview) -> GroupsStatus:

@@ -45,7 +45,7 @@ class Ingress:
             ServedModel(
                 model,
                 plan,
-                ServeGroupClient(group, app_name=self._app_name),
+                ServeGroupClient(group, app_name=self._app_name, num_places=model.max_ongoing_requests),
                 max_queued_requests=settings.max_queued_requests,
                 max_queued_seconds=settings.queue_ceiling_s,
                 max_calls=share_of_calls(model, num_ingress_replicas=settings.num_ingress_replicas),

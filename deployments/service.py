@@ -184,7 +184,7 @@ class Service:
                 groups = await model.group.status()
                 if groups.num_running == 0:
                     return _without_group(model, groups)
-                probe = await model.group.probe(timeout_s=timeout_s)
+                probe = await model.group.probe(timeout_s=timeout_s, num_running=groups.num_running)
                 if probe != "ok" and (groups := await model.group.status()).num_running == 0:
                     # It had gone, and Serve had not found out when it was asked first.
                     return _without_group(model, groups)

@@ -1,15 +1,19 @@
 """What happens to requests when clients or ranks go away, and to deployments that cannot be."""
 
+import asyncio
 import os
 import signal
 from contextlib import ExitStack
 
 import psutil
 import pytest
+from ray import serve
 
 from deployments.answers import CompletedEvent
 from deployments.app import build_app
 from deployments.errors import PoisonedRequestError
+from deployments.group_client import ServeGroupClient
+from deployments.local_serve import APP_NAME
 from deployments.schemas import ImageRequest
 from deployments.settings import AppSettings
 from planner.errors import CheckpointError, PlannerError
@@ -80,6 +84,18 @@ def test_request_whose_rank_dies_gets_its_picture_from_the_next_group(app, http,
     assert event.b64_json == expected
     assert not set(before) & set(rank_pids()), "the whole group is new"
     wait_until(lambda: http.get("/health").status_code == 200, "healthy again")
+
+
+def test_health_says_at_once_that_all_groups_are_at_work(app):
+    stream = app.handle.options(stream=True).stream
+    calls = [stream.remote(ImageRequest(**{**LONG, "seed": seed})) for seed in range(6)]  # a group takes two at once
+    try:
+        group = ServeGroupClient(serve.get_deployment_handle("Group", APP_NAME), app_name=APP_NAME, num_places=2)
+        # A probe that is let in ends when the ranks have answered; one that is not would wait for hours.
+        wait_until(lambda: asyncio.run(group.probe(timeout_s=3600, num_running=1)) == "unreached", "all at work")
+    finally:
+        for call in calls:
+            call.cancel()
 
 
 def test_health_tells_a_group_at_work_from_one_that_died_at_work(http):

@@ -89,7 +89,7 @@ class FakeGroups:
     async def status(self) -> GroupsStatus:
         return GroupsStatus(self.num_groups, may_be_none=self.may_be_none)
 
-    async def probe(self, *, timeout_s: float) -> Probe:
+    async def probe(self, *, timeout_s: float, num_running: int) -> Probe:
         return self.probe_answer
 
 
