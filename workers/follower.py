@@ -23,10 +23,11 @@ def follow(
     components: Mapping[str, LocalComponent],
     extra_stats: Callable[[], dict[str, Any]],
     on_start: Callable[[], None] = lambda: None,
+    on_end: Callable[[], object] = lambda: None,
 ) -> None:
     """Runs until the leader says goodbye; raises `GroupDiedError` if the leader goes away.
 
-    `on_start` is called when a request begins.
+    `on_start` is called when a request begins, `on_end` when one has come to its result.
 
     Idle time has no limit: a deadline starts with a message. A call that fails is answered with the error, and the
     loop goes on.
@@ -48,6 +49,7 @@ def follow(
                 case "stats":
                     counts = {**count_work(components.values()), **extra_stats()}
                     link.send({"op": "stats", "stats": counts}, timeout_s=SEND_TIMEOUT_S)
+                    on_end()
                 case "bye":
                     return
 

@@ -26,10 +26,6 @@ from workers.rank_actor import RankActor
 logger = logging.getLogger(__name__)
 _PING_TIMEOUT_S = 10.0
 _WATCH_PERIOD_S = 0.25
-RANK_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
-"""A rank has some 46 threads, most of them Ray's, and what one of them allocates another frees. Over glibc's default of
-eight arenas a core the leader grew by 5.3 % from request 300 to 1,000, nearly all of it free memory in arenas; over two
-by 1.2 %, most of that before request 400."""
 
 
 class WorkerGroup:
@@ -181,6 +177,7 @@ class WorkerGroup:
         return ray.wait(self._follow_refs, timeout=0)[0] if self._follow_refs else []
 
     def _create_ranks(self, placement: PlacementGroup, first_bundle: int) -> None:
+        """Ranks have no `runtime_env` of their own, and so the caller's: with one, Ray starts Python twice for each."""
         for world_rank in range(self.plan.group.num_ranks):
             bundle = self.plan.group.bundles[1 + world_rank]
             num_threads = max(1, int(bundle.get("CPU", 1)))
@@ -192,7 +189,6 @@ class WorkerGroup:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     placement, placement_group_bundle_index=first_bundle + world_rank
                 ),
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(num_threads), **RANK_ENVIRONMENT}},
             )
             self._ranks.append(actor.remote(self.plan.model_dump_json(), world_rank, num_threads))
 

@@ -15,6 +15,7 @@ from workers.call_pace import CallDeadlines, CallPace
 from workers.calls import GenerateCall, GenerateResult, GroupDescription, Preview, Progress
 from workers.compile_cache import keep_compiled_code
 from workers.errors import GroupDiedError, GroupStartError, WorkerError
+from workers.freed_memory import give_freed_memory_back
 from workers.library_imports import import_libraries
 from workers.request_control import RunningRequest
 
@@ -38,6 +39,7 @@ class RankActor:
 
     def __init__(self, plan_json: str, world_rank: int, num_threads: int) -> None:
         _quiet_libraries()
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # read by libraries when they are loaded: none is by now
         keep_compiled_code()
         self._plan = Plan.model_validate_json(plan_json)
         self._world_rank = world_rank
@@ -106,6 +108,7 @@ class RankActor:
             raise
         finally:
             self._waiting.discard(events)
+            self._compute.submit(give_freed_memory_back)
 
     def cancel(self, request_id: str) -> None:
         """Ends a call at its next check, also where this rank is not the leader and works for it."""
@@ -249,6 +252,7 @@ class RankActor:
             ),
             extra_stats=lambda: measure_rank(weight_bytes_read=bytes_read),
             on_start=self._components.start_request,
+            on_end=give_freed_memory_back,
         )
 
 

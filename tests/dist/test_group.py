@@ -133,6 +133,74 @@ def test_a_start_says_what_its_parts_took(pair: WorkerGroup) -> None:
     assert all(seconds > 0 for seconds in pair.start_seconds.values())
 
 
+def call_on(rank: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Runs `function(rank, ...)` in the rank's process."""
+    return ray.get(rank.__ray_call__.remote(function, *arguments), timeout=60)
+
+
+def environment(rank: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """A rank's runtime environment, as Ray knows it, and its variables."""
+    return dict(ray.get_runtime_context().runtime_env), dict(os.environ)
+
+
+def num_torch_threads(leader: Any) -> int:
+    """Of the compute thread, where torch is used."""
+    return int(leader._compute.submit(torch.get_num_threads).result())
+
+
+def test_ranks_have_no_runtime_environment_of_their_own(pair: WorkerGroup) -> None:
+    """With one, Ray starts Python twice for each rank."""
+    for rank in pair._ranks:
+        runtime_env, variables = call_on(rank, environment)
+        assert (runtime_env, variables["OMP_NUM_THREADS"]) == ({}, "1")
+    assert call_on(pair._ranks[0], num_torch_threads) == 1
+
+
+@ray.remote(num_cpus=0)
+class Starter:
+    """Starts a group in a process whose environment Ray was told."""
+
+    def environment_of_a_rank(self, plan: Plan) -> tuple[dict[str, str], int]:
+        group = WorkerGroup.start(plan, timeout_s=90)
+        try:
+            return call_on(group._ranks[0], environment)[1], call_on(group._ranks[0], num_torch_threads)
+        finally:
+            group.shutdown()
+
+
+@pytest.mark.full
+def test_ranks_have_the_callers_environment_but_as_many_threads_as_planned(tiny_wan: Path) -> None:
+    given = {"HELIOGRAPH_TEST_WORD": "given", "OMP_NUM_THREADS": "7"}
+    starter = Starter.options(runtime_env={"env_vars": given}).remote()
+    plan = make_wan_plan(tiny_wan, cpus_per_rank=2.0)
+    variables, num_threads = ray.get(starter.environment_of_a_rank.remote(plan), timeout=120)
+    assert variables["HELIOGRAPH_TEST_WORD"] == "given"
+    assert (variables["OMP_NUM_THREADS"], num_threads) == ("2", 2)
+
+
+def count_trims(rank: Any) -> None:
+    """Counts from now on how often this process gives free memory back."""
+    from workers import freed_memory
+
+    trim: Any = freed_memory._trim
+    calls: list[int] = []
+    freed_memory._trim = lambda pad: calls.append(pad) or trim(pad)
+    freed_memory.num_trims = lambda: len(calls)  # type: ignore[attr-defined]
+
+
+def num_trims(rank: Any) -> int:
+    from workers import freed_memory
+
+    return freed_memory.num_trims()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_every_rank_gives_freed_memory_back_after_a_request(pair: WorkerGroup) -> None:
+    for rank in pair._ranks:
+        call_on(rank, count_trims)
+    pair.generate(GenerateCall(ARGUMENTS, seed=3))
+    wait_until(lambda: [call_on(rank, num_trims) for rank in pair._ranks] == [1, 1], "one trim a rank")
+
+
 def test_bad_calls_and_cancelled_calls_leave_the_group_clean(pair: WorkerGroup) -> None:
     expected = pair.generate(GenerateCall(ARGUMENTS, seed=3)).output
     with pytest.raises(InvalidCallError, match="takes no argument colour"):
