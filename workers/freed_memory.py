@@ -1,9 +1,9 @@
 """Gives memory that nothing uses any more back to the system. No torch here.
 
-A rank has some 46 threads, most of them Ray's, and what one of them allocates another frees. glibc gives threads arenas
-of their own, up to eight a core, and keeps what is freed in them: over a thousand requests a leader grew by 5 %,
-nearly all of it memory that nobody used. Fewer arenas would do as well, but how many there may be is settled before a
-rank's code runs, and to set it for a process to come costs a start of Python more (docs/faults.md).
+A rank has some 45 threads, most of them Ray's, and what one of them allocates another frees. glibc gives threads arenas
+of their own, up to eight a core, and keeps what is freed in them (figures: docs/serving.md). Fewer arenas would do as
+well, but how many there may be is settled before a rank's code runs, and to set it for a process to come costs one more
+start of Python (docs/faults.md).
 """
 
 import ctypes
