@@ -88,11 +88,16 @@ def test_request_whose_rank_dies_gets_its_picture_from_the_next_group(app, http,
 
 def test_health_says_at_once_that_all_groups_are_at_work(app):
     stream = app.handle.options(stream=True).stream
-    calls = [stream.remote(ImageRequest(**{**LONG, "seed": seed})) for seed in range(6)]  # a group takes two at once
-    try:
-        group = ServeGroupClient(serve.get_deployment_handle("Group", APP_NAME), app_name=APP_NAME, num_places=2)
+    group = ServeGroupClient(serve.get_deployment_handle("Group", APP_NAME), app_name=APP_NAME, num_places=2)
+    calls = []
+
+    def one_more_call_is_one_too_many():
+        calls.append(stream.remote(ImageRequest(**{**LONG, "seed": len(calls)})))
         # A probe that is let in ends when the ranks have answered; one that is not would wait for hours.
-        wait_until(lambda: asyncio.run(group.probe(timeout_s=3600, num_running=1)) == "unreached", "all at work")
+        return asyncio.run(group.probe(timeout_s=3600, num_running=1)) == "unreached"
+
+    try:
+        wait_until(one_more_call_is_one_too_many, "all at work")
     finally:
         for call in calls:
             call.cancel()
