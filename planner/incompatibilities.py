@@ -51,7 +51,7 @@ TABLE: tuple[Incompatibility, ...] = (
             and s.degrees.fsdp > 1
             and s.component.kind is ComponentKind.DENOISER
         ),
-        "FSDP manages the denoiser's weights when fsdp_degree is above 1, and what FSDP manages is never moved by "
+        "the ranks share the denoiser's weights when fsdp_degree is above 1, and what they share is never moved by "
         "anything else; use sharded, or fsdp_degree 1",
     ),
     Incompatibility(

@@ -1,7 +1,7 @@
 """Sharding on block boundaries (fully sharded data parallelism, FSDP) for inference: each rank holds an equal share.
 
-Our own and not FSDP2: that held four gathered blocks at once, where one computes and one comes, and spent 2.5 ms of
-the CPU a block (docs/decisions/0003). Set-up order: compile blocks (the caller, before), then shard.
+Our own and not FSDP2: that held three to four gathered blocks at once, where one computes and one comes, and spent
+2.5 ms of the CPU a block (docs/decisions/0003-sharding.md). Set-up order: compile blocks (the caller), then shard.
 """
 
 import functools

@@ -73,7 +73,28 @@ def test_scalars_stay_whole_and_uneven_rows_are_right(results: list[dict[str, An
 
 def test_placed_shards_are_what_is_gathered(results: list[dict[str, Any]]) -> None:
     for found in each(results, "placed_shards"):
-        assert found == {"equal": True, "unfilled": []}
+        assert found == {"equal": True, "told_of_all": True, "unfilled": []}
+
+
+def test_two_blocks_or_two_parts_are_whole_at_once_and_none_after_the_call(results: list[dict[str, Any]]) -> None:
+    for found in each(results, "blocks_and_parts"):
+        blocks, parts = found["blocks"], found["parts"]
+        assert blocks["equal"] == parts["equal"] == [True] * 3
+        assert blocks["blocks_at_once"] == pytest.approx(2.0, rel=0.03)  # vectors are whole anyway
+        assert parts["blocks_at_once"] == pytest.approx(1.0, rel=0.03)
+        assert (blocks["left"], parts["left"]) == (0, 0)
+        # Only the very first block of a call has nothing before it that would hide its gather.
+        assert blocks["misses"] == parts["misses"] == 0
+
+
+def test_a_call_that_fails_leaves_nothing_behind(results: list[dict[str, Any]]) -> None:
+    for found in each(results, "failing_call"):
+        assert found == {"failed": True, "left": 0, "equal": True}
+
+
+def test_weights_past_their_call_are_no_numbers(results: list[dict[str, Any]]) -> None:
+    for found in each(results, "use_past_the_call"):
+        assert found == {"shape": [128, 64], "numbers": 0}
 
 
 def test_compiled_blocks_stay_compiled_when_sharded(results: list[dict[str, Any]]) -> None:
