@@ -10,9 +10,11 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, NoReturn
 
+from ray import serve
+
 from deployments.autoscaling import COST_METRIC
 from deployments.detached import detached
-from deployments.group_client import GeneratedMedia, GroupEvent, PreviewFile
+from deployments.group_client import GeneratedMedia, GroupEvent, PreviewFile, begin_of_rank_names
 from deployments.held_check import HeldCheck
 from deployments.logs import configure_logging
 from deployments.measuring import make_call_stats, make_measurement, report_to_planner
@@ -33,6 +35,12 @@ from workers.group import WorkerGroup
 logger = logging.getLogger(__name__)
 _SMOOTHING = 0.2
 _FIRST_RANK_BUNDLE = 1  # bundle 0 of the replica's placement group is the coordinator's own
+
+
+def _name_for_cancels() -> str:
+    """By which clients find this group's ranks."""
+    replica = serve.get_replica_context()
+    return f"{begin_of_rank_names(replica.app_name, replica.deployment)}{replica.replica_id.unique_id}"
 
 
 class GroupDeployment:
@@ -105,10 +113,6 @@ class GroupDeployment:
         """Called by Serve every few seconds; the scaling policy weighs waiting requests by it."""
         return {COST_METRIC: self._gpu_seconds_a_request or 0.0}
 
-    async def cancel(self, request_id: str) -> None:
-        """Ends a call at its next denoiser call, if it runs or waits here; called on all groups at once."""
-        self._group.cancel(request_id)
-
     async def probe(self) -> AsyncGenerator[str, None]:
         """Says that the group was reached, then, when every rank has answered, that it is well."""
         yield "reached"
@@ -140,6 +144,7 @@ class GroupDeployment:
             on_load=stage.on_load,
             timeout_s=settings.start_timeout_s,
             deadlines=CallDeadlines(factor=settings.step_deadline_factor, floor_s=settings.step_deadline_floor_s),
+            name=_name_for_cancels(),
         )
         try:
             requests = warm_up_requests(settings.warm_up, self._plan.defaults, self._group.describe())

@@ -23,6 +23,7 @@ _CANCEL_TIMEOUT_S = 10.0
 _FIRST_LOOK_S = 0.1  # a group with a free place has answered by then
 _SERVE_NAMESPACE = "serve"
 _REPLICA = "SERVE_REPLICA::"  # how Serve begins the names of its replicas' actors; app and deployment follow
+_RANK = "HELIOGRAPH_RANK::"
 Probe = Literal["ok", "unreached", "dead"]
 
 
@@ -156,11 +157,20 @@ class ServeGroupClient:
                 response.cancel()
 
     async def cancel(self, request_id: str) -> None:
-        """See `GroupClient.cancel`. A group that is gone by then has nothing left to end."""
+        """See `GroupClient.cancel`. A group that is gone by then has nothing left to end.
+
+        The ranks are told: a call to their coordinator would wait for a place there while the group is full.
+        """
+        ranks = await asyncio.to_thread(self._ranks_to_cancel)
+        telling = (_cancel(rank, request_id) for rank in ranks)
+        failed: list[BaseException]
         try:
-            await self._handle.broadcast("cancel", request_id).results_async(timeout_s=_CANCEL_TIMEOUT_S)
-        except (RayError, DeploymentUnavailableError, TimeoutError) as error:
-            logger.warning("cancel %s: not all groups answered: %s", request_id, type(error).__name__)
+            async with asyncio.timeout(_CANCEL_TIMEOUT_S):
+                failed = [error for error in await asyncio.gather(*telling, return_exceptions=True) if error]
+        except TimeoutError as error:
+            failed = [error]
+        if failed:
+            logger.warning("cancel %s: not all groups answered: %s", request_id, type(failed[0]).__name__)
 
     async def describe(self) -> GroupDescription:
         """See `GroupClient.describe`."""
@@ -204,6 +214,10 @@ class ServeGroupClient:
         finally:
             reading.cancel()
 
+    def _ranks_to_cancel(self) -> list[dict[str, str]]:
+        begin = begin_of_rank_names(self._app_name, self._handle.deployment_name)
+        return [actor for actor in list_named_actors(all_namespaces=True) if actor["name"].startswith(begin)]
+
     async def _num_full(self) -> int:
         """Groups whose coordinators say that they have as many calls as they take."""
         names = await asyncio.to_thread(self._coordinators)
@@ -215,6 +229,16 @@ class ServeGroupClient:
         start = f"{_REPLICA}{self._app_name}#{self._handle.deployment_name}#"
         names = (actor["name"] for actor in list_named_actors(all_namespaces=True))
         return [name for name in names if name.startswith(start)]
+
+
+def begin_of_rank_names(app_name: str, deployment: str) -> str:
+    """How the names of ranks that take cancels begin."""
+    return f"{_RANK}{app_name}#{deployment}#"
+
+
+async def _cancel(rank: dict[str, str], request_id: str) -> None:
+    actor = await asyncio.to_thread(ray.get_actor, rank["name"], namespace=rank["namespace"])
+    await actor.cancel.remote(request_id)
 
 
 async def _read(response: Any, words: list[str]) -> None:

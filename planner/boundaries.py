@@ -77,8 +77,6 @@ CUT_INTO_PARTS: frozenset[str] = frozenset(
         "SanaTransformer2DModel",
         "SanaVideoTransformer3DModel",
         "SkyReelsV2Transformer3DModel",
-        "T5EncoderModel",
-        "UMT5EncoderModel",
         "WanAnimateTransformer3DModel",
         "WanTransformer3DModel",
         "WanVACETransformer3DModel",

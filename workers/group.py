@@ -52,6 +52,7 @@ class WorkerGroup:
         on_load: Callable[[ComponentLoaded], None] | None = None,
         timeout_s: float = 600.0,
         deadlines: CallDeadlines | None = None,
+        name: str | None = None,
     ) -> "WorkerGroup":
         """Starts all ranks, forms the process group and loads the components; returns when calls can be made.
 
@@ -62,6 +63,7 @@ class WorkerGroup:
             on_load: told of each component that is in place on a rank.
             timeout_s: for the whole start.
             deadlines: how long calls may take before a rank counts as hung.
+            name: with it, ranks that `cancel` tells are Ray actors named `NAME#RANK`, for others to tell them.
 
         Raises:
             GroupStartError: it did not come up; everything that was started is gone again.
@@ -72,7 +74,7 @@ class WorkerGroup:
         group = cls(plan, [], own)
         phases = _Phases()
         try:
-            group._create_ranks(placement, 1 if first_bundle is None else first_bundle)
+            group._create_ranks(placement, 1 if first_bundle is None else first_bundle, name)
             places = _get([rank.place.remote() for rank in group._ranks], deadline.left())
             phases.end("ranks up")
             group._join(places, deadline)
@@ -135,7 +137,7 @@ class WorkerGroup:
 
     def cancel(self, request_id: str) -> None:
         """Ends a call at its next check (between blocks, calls and steps); returns at once."""
-        for world_rank in sorted({0, *self.plan.ranks_of_remote_components().values()}):
+        for world_rank in self._ranks_to_cancel():
             self._ranks[world_rank].cancel.remote(request_id)
 
     def check(self) -> None:
@@ -176,7 +178,10 @@ class WorkerGroup:
     def _ended_followers(self) -> list[Any]:
         return ray.wait(self._follow_refs, timeout=0)[0] if self._follow_refs else []
 
-    def _create_ranks(self, placement: PlacementGroup, first_bundle: int) -> None:
+    def _ranks_to_cancel(self) -> list[int]:
+        return sorted({0, *self.plan.ranks_of_remote_components().values()})
+
+    def _create_ranks(self, placement: PlacementGroup, first_bundle: int, name: str | None) -> None:
         """Ranks have no `runtime_env` of their own, and so the caller's: with one, Ray starts Python twice for each."""
         for world_rank in range(self.plan.group.num_ranks):
             bundle = self.plan.group.bundles[1 + world_rank]
@@ -184,6 +189,7 @@ class WorkerGroup:
             actor = ray.remote(RankActor).options(
                 num_cpus=bundle.get("CPU", 0),
                 num_gpus=bundle.get("GPU", 0),
+                name=f"{name}#{world_rank}" if name and world_rank in self._ranks_to_cancel() else None,
                 max_restarts=0,
                 max_concurrency=16,  # control methods must get through while a call runs
                 scheduling_strategy=PlacementGroupSchedulingStrategy(

@@ -34,7 +34,7 @@ ResidencyOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="COMPONENT=KIND",
-        help="Where weights live: resident, layerwise, layerwise:K, offload, sharded. Repeatable.",
+        help="Where weights live: resident, layerwise, layerwise:K, offload, sharded, sharded:parts. Repeatable.",
         rich_help_panel=_PLANNING,
     ),
 ]

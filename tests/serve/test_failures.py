@@ -19,6 +19,7 @@ from deployments.settings import AppSettings
 from planner.errors import CheckpointError, PlannerError
 from tests.serve.conftest import SHAPES
 from tests.serve.processes import wait_until
+from workers.errors import CallCancelledError
 
 LONG = {"prompt": "a red circle", "seed": 4, "num_inference_steps": 5000}
 MEDIUM = ImageRequest(prompt="a red circle", seed=4, num_inference_steps=60)
@@ -101,6 +102,25 @@ def test_health_says_at_once_that_all_groups_are_at_work(app):
     finally:
         for call in calls:
             call.cancel()
+
+
+def test_cancel_reaches_a_group_that_is_full(app):
+    group = ServeGroupClient(serve.get_deployment_handle("Group", APP_NAME), app_name=APP_NAME, num_places=2)
+
+    async def read(name):
+        request = ImageRequest(**LONG)
+        return [event async for event in group.stream(request, seed=0, request_id=name, deadline_s=600)]
+
+    async def cancel_both():
+        calls = [asyncio.create_task(read(name)) for name in ("first", "second")]
+        while await group.probe(timeout_s=3600, num_running=1) != "unreached":
+            assert not any(call.done() for call in calls)
+        await group.cancel("first")
+        await group.cancel("second")
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    ends = asyncio.run(cancel_both())
+    assert [type(end) for end in ends] == [CallCancelledError, CallCancelledError]
 
 
 def test_health_tells_a_group_at_work_from_one_that_died_at_work(http):

@@ -10,8 +10,10 @@ import transformers
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from planner.plan import ShardUnit
 from tests.dist.weights.tiny_models import TinyModel, find_model
 from workers.direct_load import LoadedComponent, load_component
+from workers.sharding import apply_sharding
 
 
 def write_checkpoint(model: TinyModel, folder: Path) -> None:
@@ -75,6 +77,21 @@ def compare_one(mesh: DeviceMesh, model: TinyModel, folder: Path) -> dict[str, A
         "bytes_read": loaded.bytes_read,
         "whole_bytes": _whole_bytes(loaded),
     }
+
+
+def compare_by_parts(mesh: DeviceMesh, models: list[str], folder: str) -> list[str]:
+    """Names of the models whose result differs when each child of a block is gathered by itself, whatever its size."""
+    return [name for name in models if not _is_equal_by_parts(mesh, find_model(name), Path(folder) / name)]
+
+
+def _is_equal_by_parts(mesh: DeviceMesh, model: TinyModel, folder: Path) -> bool:
+    module = load_by_library(model, folder)
+    with torch.no_grad():
+        expected = leaves(module(**model.inputs()))
+        sharding = apply_sharding(module, mesh=mesh, shard_by=ShardUnit.PARTS, cut_from_bytes=0)
+        results = [leaves(module(**model.inputs())) for _ in range(2)]
+    is_cut = len(sharding.gathered.units) > 1 + len(sharding.boundaries.names)
+    return is_cut and all(_equal(expected, result) for result in results)
 
 
 def _whole_bytes(loaded: LoadedComponent) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.dist.weights.compare import compare_all, write_checkpoint
+from tests.dist.weights.compare import compare_all, compare_by_parts, write_checkpoint
 from tests.dist.weights.ranks import run_ranks
 from tests.dist.weights.tiny_models import all_models, find_model
 from workers.stream_files import find_weight_files, read_headers
@@ -39,6 +39,11 @@ def test_sharded_result_equals_the_librarys_to_the_bit(
         assert results[name]["equal"]
         assert results[name]["loaded_by"] == "direct"
         assert results[name]["num_blocks"] >= 2
+
+
+def test_blocks_gathered_part_by_part_give_the_same(quick_folder: Path) -> None:
+    names = ["WanTransformer3DModel", "QwenImageTransformer2DModel", "LlamaModel"]
+    assert run_ranks(compare_by_parts, quick_folder, names, str(quick_folder)) == [[], []]
 
 
 @pytest.mark.parametrize("name", QUICK_NAMES)

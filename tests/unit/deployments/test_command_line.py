@@ -87,6 +87,7 @@ def test_infeasible_plan_prints_its_report_and_exits_3():
         ["plan", SHAPES, "--residency", "transformer"],
         ["plan", SHAPES, "--residency", "transformer=nowhere"],
         ["plan", SHAPES, "--residency", "transformer=offload:3"],
+        ["plan", SHAPES, "--residency", "transformer=sharded:3"],
         ["plan", SHAPES, "--residency", "vae=offload", "--residency", "vae=resident"],
         ["plan", SHAPES, "--residency", "nobody=offload"],
         ["plan", SHAPES, "--forbid", "transformer=nowhere"],

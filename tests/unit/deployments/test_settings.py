@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from deployments.settings import AppSettings, explain_validation
-from planner.plan import Residency
+from planner.plan import Residency, ShardUnit
 
 
 def explain(**values):
@@ -38,6 +38,8 @@ def test_residency_may_be_written_as_on_the_command_line():
     settings = AppSettings.model_validate({"checkpoint": "c", "plan": {"residency": {"transformer": "layerwise:12"}}})
     choice = settings.plan.residency["transformer"]
     assert (choice.residency, choice.num_resident_blocks) == (Residency.LAYERWISE, 12)
+    settings = AppSettings.model_validate({"checkpoint": "c", "plan": {"residency": {"transformer": "sharded:parts"}}})
+    assert settings.plan.residency["transformer"].shard_by is ShardUnit.PARTS
 
 
 def test_served_name_is_the_folder_unless_given():

@@ -11,13 +11,14 @@ import pytest
 import torch
 import torch._dynamo
 import torch._dynamo.testing
+import torch._inductor.config
 
 from planner.plan import AttentionBackend
 from tests.dist.weights.compare import build, leaves
 from tests.dist.weights.tiny_models import find_model
 from workers.attention_kernels import choose_attention_kernel, find_problem
 from workers.calls import RankStats
-from workers.compilation import MAX_GRAPHS_A_BLOCK, GraphWatch, compile_blocks
+from workers.compilation import DETERMINISTIC, MAX_GRAPHS_A_BLOCK, GraphWatch, compile_blocks
 from workers.compile_cache import keep_compiled_code
 from workers.norms import cache_norms
 from workers.rank_measurements import measure_rank
@@ -34,6 +35,18 @@ def fresh_dynamo() -> Iterator[None]:
     yield
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
+
+
+@pytest.mark.parametrize(("stated", "is_deterministic"), [(None, True), ("0", False)])
+def test_choices_by_timing_are_forbidden_unless_the_environment_allows_them(
+    monkeypatch: pytest.MonkeyPatch, stated: str | None, is_deterministic: bool
+) -> None:
+    monkeypatch.delenv(DETERMINISTIC, raising=False)
+    if stated is not None:
+        monkeypatch.setenv(DETERMINISTIC, stated)
+    with torch._inductor.config.patch(deterministic=False):
+        compile_blocks(build(find_model("WanTransformer3DModel")))
+        assert torch._inductor.config.deterministic is is_deterministic
 
 
 def run(class_name: str, *changes: str, num_calls: int = 3) -> tuple[torch.Tensor, int, int]:
