@@ -116,7 +116,7 @@ def apply_sharding(
 
     Raises:
         LoadError: no block boundary is known for the model.
-        ShardedModuleError: it is sharded already.
+        ShardedModuleError: it is sharded already, or is compiled and to be sharded by parts.
         StreamingRefusedError: its weights are quantized.
     """
     if is_sharded(module):
@@ -124,9 +124,7 @@ def apply_sharding(
     boundaries = boundaries or resolve_boundaries(module)
     module.requires_grad_(False)
     device = _mesh_device(mesh)
-    parts = frozenset[str]()
-    if shard_by is ShardUnit.PARTS:
-        parts = _parts_to_cut(module, boundaries, cut_from_bytes)
+    parts = _parts_to_cut(module, boundaries, cut_from_bytes) if shard_by is ShardUnit.PARTS else frozenset[str]()
     units = _in_order(module, ("", *boundaries.names, *boundaries.borrowed, *parts))
     whole = _parameters_kept_whole(module, units, parts)
     names_of = _names_by_parameter(module)
@@ -234,7 +232,16 @@ def _in_order(module: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _parts_to_cut(module: nn.Module, boundaries: BlockBoundaries, cut_from_bytes: int) -> frozenset[str]:
-    """The parts of blocks that are large enough, and of what lies around the blocks."""
+    """The parts of blocks that are large enough, and of what lies around the blocks.
+
+    Raises:
+        ShardedModuleError: blocks are compiled.
+    """
+    if any(module.get_submodule(name)._compiled_call_impl is not None for name in boundaries.names):
+        raise ShardedModuleError(
+            f"{model_class_name(module)}'s blocks are compiled: their code does not call their parts, around which weights "
+            f"would be gathered; shard by blocks, or do not compile"
+        )
     units = ("", *boundaries.names)
     bytes_of: Counter[str] = Counter()
     for name, parameter in module.named_parameters():

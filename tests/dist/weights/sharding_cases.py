@@ -45,6 +45,7 @@ def all_cases(mesh: DeviceMesh, folder: str) -> dict[str, Any]:
             blocks_and_parts,
             failing_call,
             use_past_the_call,
+            compiled_by_parts,
             compiled_blocks,
             borrowed_part_of_a_block,
             read_past_the_call,
@@ -304,6 +305,18 @@ def make_wide_blocks() -> WideBlocks:
     """Equal on all ranks; frozen, since some products on CPU round otherwise if gradients are wanted."""
     torch.manual_seed(0)
     return WideBlocks().requires_grad_(False)
+
+
+def compiled_by_parts(mesh: DeviceMesh, _folder: Path) -> str:
+    """What compiled blocks say to being sharded by parts."""
+    model = make_wide_blocks()
+    for block in model.blocks:
+        block.compile(backend="eager")
+    try:
+        apply_sharding(model, mesh=mesh, shard_by=ShardUnit.PARTS)
+    except ShardedModuleError as error:
+        return str(error)
+    return ""
 
 
 def compiled_blocks(mesh: DeviceMesh, folder: Path) -> dict[str, Any]:

@@ -92,6 +92,11 @@ def test_a_call_that_fails_leaves_nothing_behind(results: list[dict[str, Any]]) 
         assert found == {"failed": True, "left": 0, "equal": True}
 
 
+def test_compiled_blocks_are_not_sharded_by_parts(results: list[dict[str, Any]]) -> None:
+    for found in each(results, "compiled_by_parts"):
+        assert "shard by blocks, or do not compile" in found
+
+
 def test_weights_past_their_call_are_no_numbers(results: list[dict[str, Any]]) -> None:
     for found in each(results, "use_past_the_call"):
         assert found == {"shape": [128, 64], "numbers": 0}
