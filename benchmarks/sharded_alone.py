@@ -30,7 +30,7 @@ def run(options: Options) -> list[dict[str, Any]]:
     shapes = [arch.Shape(64, 64, 5, text_tokens=8)] if options.is_small else list(arch.VIDEO_480P.values())
     with tempfile.TemporaryDirectory() as folder:
         store = FileStore(f"{folder}/rendezvous", 1)
-        # Else a length that was compiled by itself first is later run by the code for all lengths, which rounds otherwise.
+        # Else a length that was compiled by itself is later run by the code for all lengths, which rounds otherwise.
         torch._dynamo.config.automatic_dynamic_shapes = False
         dist.init_process_group("nccl" if options.device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
         try:

@@ -124,9 +124,17 @@ def apply_sharding(
     boundaries = boundaries or resolve_boundaries(module)
     module.requires_grad_(False)
     device = _mesh_device(mesh)
+    is_compiled = any(module.get_submodule(name)._compiled_call_impl is not None for name in boundaries.names)
+    if is_compiled and shard_by is ShardUnit.PARTS:
+        raise ShardedModuleError(
+            f"{model_class_name(module)}'s blocks are compiled: their code does not call their parts, around which "
+            f"weights would be gathered; shard by blocks, or do not compile"
+        )
     parts = _parts_to_cut(module, boundaries, cut_from_bytes) if shard_by is ShardUnit.PARTS else frozenset[str]()
-    units = _in_order(module, ("", *boundaries.names, *boundaries.borrowed, *parts))
-    whole = _parameters_kept_whole(module, units, parts)
+    # Compiled code makes no calls inside of a block: there nothing is gathered.
+    inside = () if is_compiled else (*boundaries.names, *boundaries.borrowed)
+    units = _in_order(module, ("", *boundaries.outermost(), *inside, *parts))
+    whole = _parameters_kept_whole(module, units, parts, shared=boundaries.borrowed if is_compiled else ())
     names_of = _names_by_parameter(module)
     with torch.inference_mode(False):
         sharded, pieces, unfilled = [], dict[str, Piece](), set[str]()
@@ -232,16 +240,7 @@ def _in_order(module: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _parts_to_cut(module: nn.Module, boundaries: BlockBoundaries, cut_from_bytes: int) -> frozenset[str]:
-    """The parts of blocks that are large enough, and of what lies around the blocks.
-
-    Raises:
-        ShardedModuleError: blocks are compiled.
-    """
-    if any(module.get_submodule(name)._compiled_call_impl is not None for name in boundaries.names):
-        raise ShardedModuleError(
-            f"{model_class_name(module)}'s blocks are compiled: their code does not call their parts, around which weights "
-            f"would be gathered; shard by blocks, or do not compile"
-        )
+    """The parts of blocks that are large enough, and of what lies around the blocks."""
     units = ("", *boundaries.names)
     bytes_of: Counter[str] = Counter()
     for name, parameter in module.named_parameters():
@@ -249,10 +248,12 @@ def _parts_to_cut(module: nn.Module, boundaries: BlockBoundaries, cut_from_bytes
     return frozenset(part for part in boundaries.parts if bytes_of[part.rpartition(".")[0]] >= cut_from_bytes)
 
 
-def _parameters_kept_whole(module: nn.Module, units: Sequence[str], parts: Collection[str]) -> dict[str, nn.Parameter]:
+def _parameters_kept_whole(
+    module: nn.Module, units: Sequence[str], parts: Collection[str], *, shared: Sequence[str]
+) -> dict[str, nn.Parameter]:
     """Vectors and scalars (a few thousandths of a model, but most of its parameters, and norms keep casts of them),
-    weights tied across units, which would be split into two, what pipelines read, and what little is left of a block
-    that is cut into parts: a gather of its own would only delay the first part's."""
+    weights tied across units or otherwise `shared` by them, which would be split, what pipelines read, and what little
+    is left of a block that is cut into parts: a gather of its own would only delay the first part's."""
     read_directly = READ_DIRECTLY.get(model_class_name(module), ())
     users: dict[nn.Parameter, set[str]] = {}
     bytes_of: Counter[str] = Counter()
@@ -272,6 +273,7 @@ def _parameters_kept_whole(module: nn.Module, units: Sequence[str], parts: Colle
         or parameter.numel() == 0
         or len(users[parameter]) > 1
         or name in read_directly
+        or any(name.startswith(f"{part}.") for part in shared)
         or _unit_of(name, units) in leftovers
     }
 

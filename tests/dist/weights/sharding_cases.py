@@ -13,8 +13,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from planner.plan import ShardUnit
+from tests.dist.weights.compare import build, leaves
 from tests.dist.weights.tiny_models import find_model
 from tests.tiny_checkpoints import make_wan_transformer
+from workers.compilation import compile_blocks
 from workers.direct_load import load_component
 from workers.gathering import GatheredModule
 from workers.norms import cache_norms
@@ -46,6 +48,7 @@ def all_cases(mesh: DeviceMesh, folder: str) -> dict[str, Any]:
             failing_call,
             use_past_the_call,
             compiled_by_parts,
+            compiled_blocks_in_blocks,
             compiled_blocks,
             borrowed_part_of_a_block,
             read_past_the_call,
@@ -260,6 +263,22 @@ def use_past_the_call(mesh: DeviceMesh, _folder: Path) -> dict[str, Any]:
             "shape": list(weight.shape),
             "numbers": int(torch.nn.functional.linear(torch.ones(1, 64), weight).isfinite().sum()),
         }
+
+
+def compiled_blocks_in_blocks(mesh: DeviceMesh, _folder: Path) -> dict[str, bool]:
+    """Compiled code makes no calls inside of its block: neither to inner blocks, nor to what the model borrows."""
+    equal = {}
+    for name in ("UNet2DConditionModel", "DiTTransformer2DModel"):
+        tiny = find_model(name)
+        torch.manual_seed(0)
+        module = build(tiny).requires_grad_(False)
+        with torch.no_grad():
+            expected = leaves(module(**tiny.inputs()))
+            compile_blocks(module, backend="eager")
+            apply_sharding(module, mesh=mesh)
+            results = [leaves(module(**tiny.inputs())) for _ in range(2)]
+        equal[name] = all(torch.equal(a, b) for result in results for a, b in zip(expected, result, strict=True))
+    return equal
 
 
 class Most:

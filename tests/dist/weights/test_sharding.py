@@ -97,6 +97,11 @@ def test_compiled_blocks_are_not_sharded_by_parts(results: list[dict[str, Any]])
         assert "shard by blocks, or do not compile" in found
 
 
+def test_blocks_inside_of_compiled_blocks_are_gathered_with_them(results: list[dict[str, Any]]) -> None:
+    for found in each(results, "compiled_blocks_in_blocks"):
+        assert found == {"UNet2DConditionModel": True, "DiTTransformer2DModel": True}
+
+
 def test_weights_past_their_call_are_no_numbers(results: list[dict[str, Any]]) -> None:
     for found in each(results, "use_past_the_call"):
         assert found == {"shape": [128, 64], "numbers": 0}
