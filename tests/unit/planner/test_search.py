@@ -227,7 +227,7 @@ def test_explicit_choices_that_cannot_fit_are_named_with_numbers_and_ways_out(bi
 
 
 def test_explicit_fsdp_and_layerwise_contradict(big: Checkpoint) -> None:
-    with pytest.raises(InfeasiblePlanError, match="FSDP manages"):
+    with pytest.raises(InfeasiblePlanError, match="the ranks share the denoiser"):
         plan_group(big, gpus(2, 80), PlanRequest(fsdp_degree=2, residency=choose(transformer="layerwise"), **SHAPES))  # type: ignore[arg-type]
 
 
