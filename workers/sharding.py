@@ -6,8 +6,7 @@ Our own and not FSDP2: that held three to four gathered blocks at once, where on
 
 import functools
 import logging
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +18,8 @@ from planner.boundaries import CUT_FROM_BYTES
 from planner.plan import ShardUnit
 from workers.errors import WorkerError
 from workers.gathering import ROOT, GatheredModule, ShardedUnit
-from workers.shard_conditions import READ_DIRECTLY, BlockBoundaries, model_class_name, resolve_boundaries
+from workers.shard_conditions import BlockBoundaries, model_class_name, resolve_boundaries
+from workers.shard_units import in_order, members, names_by_parameter, parameters_kept_whole, parts_to_cut
 from workers.stream_layout import ALIGNMENT_BYTES, BlockLayout, FlatEntry, refuse_special, report_device
 
 logger = logging.getLogger(__name__)
@@ -33,9 +33,6 @@ FORWARD_METHODS = (
     "get_image_features",
     "get_text_features",
 )
-
-MIN_PARTS_TO_REST = 64
-"""What a block has beside its parts is kept whole where the parts weigh more than so many times as much."""
 
 _HANDLE = "_heliograph_sharding"
 
@@ -130,16 +127,16 @@ def apply_sharding(
             f"{model_class_name(module)}'s blocks are compiled: their code does not call their parts, around which "
             f"weights would be gathered; shard by blocks, or do not compile"
         )
-    parts = _parts_to_cut(module, boundaries, cut_from_bytes) if shard_by is ShardUnit.PARTS else frozenset[str]()
+    parts = parts_to_cut(module, boundaries, cut_from_bytes) if shard_by is ShardUnit.PARTS else frozenset[str]()
     # Compiled code makes no calls inside of a block: there nothing is gathered.
     inside = () if is_compiled else (*boundaries.names, *boundaries.borrowed)
-    units = _in_order(module, ("", *boundaries.outermost(), *inside, *parts))
-    whole = _parameters_kept_whole(module, units, parts, shared=boundaries.borrowed if is_compiled else ())
-    names_of = _names_by_parameter(module)
+    units = in_order(module, ("", *boundaries.outermost(), *inside, *parts))
+    whole = parameters_kept_whole(module, units, parts, shared=boundaries.borrowed if is_compiled else ())
+    names_of = names_by_parameter(module)
     with torch.inference_mode(False):
         sharded, pieces, unfilled = [], dict[str, Piece](), set[str]()
-        for members in _members(names_of, units, whole).values():
-            shard = _shard_unit(module, members, names_of, mesh=mesh, device=device)
+        for unit_members in members(names_of, units, whole).values():
+            shard = _shard_unit(module, unit_members, names_of, mesh=mesh, device=device)
             sharded.append(shard.unit)
             pieces.update(shard.pieces)
             unfilled |= shard.unfilled
@@ -223,77 +220,6 @@ class _Shard:
     unit: ShardedUnit
     pieces: dict[str, Piece]
     unfilled: set[str]
-
-
-def _names_by_parameter(module: nn.Module) -> dict[nn.Parameter, list[str]]:
-    """All names of each parameter (several if tied), in registration order."""
-    names: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter, []).append(name)
-    return names
-
-
-def _in_order(module: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
-    """The names in the modules' registration order, which is mostly the order that they run in."""
-    wanted = set(names)
-    return tuple(name for name, _ in module.named_modules() if name in wanted)
-
-
-def _parts_to_cut(module: nn.Module, boundaries: BlockBoundaries, cut_from_bytes: int) -> frozenset[str]:
-    """The parts of blocks that are large enough, and of what lies around the blocks."""
-    units = ("", *boundaries.names)
-    bytes_of: Counter[str] = Counter()
-    for name, parameter in module.named_parameters():
-        bytes_of[_unit_of(name, units)] += parameter.nbytes
-    return frozenset(part for part in boundaries.parts if bytes_of[part.rpartition(".")[0]] >= cut_from_bytes)
-
-
-def _parameters_kept_whole(
-    module: nn.Module, units: Sequence[str], parts: Collection[str], *, shared: Sequence[str]
-) -> dict[str, nn.Parameter]:
-    """Vectors and scalars (a few thousandths of a model, but most of its parameters, and norms keep casts of them),
-    weights tied across units or otherwise `shared` by them, which would be split, what pipelines read, and what little
-    is left of a block that is cut into parts: a gather of its own would only delay the first part's."""
-    read_directly = READ_DIRECTLY.get(model_class_name(module), ())
-    users: dict[nn.Parameter, set[str]] = {}
-    bytes_of: Counter[str] = Counter()
-    named = list(module.named_parameters(remove_duplicate=False))
-    for name, parameter in named:
-        unit = _unit_of(name, units)
-        users.setdefault(parameter, set()).add(unit)
-        bytes_of[unit] += parameter.nbytes
-    in_parts: Counter[str] = Counter()
-    for part in parts:
-        in_parts[part.rpartition(".")[0]] += bytes_of[part]
-    leftovers = {block for block, size in in_parts.items() if block and MIN_PARTS_TO_REST * bytes_of[block] < size}
-    return {
-        name: parameter
-        for name, parameter in named
-        if parameter.ndim < 2
-        or parameter.numel() == 0
-        or len(users[parameter]) > 1
-        or name in read_directly
-        or any(name.startswith(f"{part}.") for part in shared)
-        or _unit_of(name, units) in leftovers
-    }
-
-
-def _unit_of(parameter_name: str, units: Sequence[str]) -> str:
-    """The innermost unit that holds the parameter; empty for the root."""
-    holders = [name for name in units if parameter_name.startswith(f"{name}.")]
-    return max(holders, key=len, default="")
-
-
-def _members(
-    names_of: Mapping[nn.Parameter, list[str]], units: Sequence[str], whole: Mapping[str, nn.Parameter]
-) -> dict[str, tuple[str, list[nn.Parameter]]]:
-    """The sharded parameters of each unit, the root first, and it also without any; other empty units are left out."""
-    members: dict[str, tuple[str, list[nn.Parameter]]] = {name: (name, []) for name in units}
-    kept = set(whole.values())
-    for parameter, names in names_of.items():
-        if parameter not in kept:
-            members[_unit_of(names[0], units)][1].append(parameter)
-    return {name: unit for name, unit in members.items() if not name or unit[1]}
 
 
 def _shard_unit(
