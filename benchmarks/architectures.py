@@ -285,9 +285,10 @@ def fill_random(module: nn.Module, *, seed: int, device: torch.device) -> None:
                 continue
             scale = 1.0 / math.sqrt(math.prod(parameter.shape[1:]))
             values = torch.randn(parameter.shape, generator=generator, device=device, dtype=parameter.dtype)
-            if piece is not None:
-                values = values.view(-1)[piece.first : piece.first + own.numel()]
-            own.copy_(values.mul_(scale))
+            if piece is None:
+                own.copy_(values.mul_(scale))
+            else:
+                piece.fill(values.mul_(scale))
 
 
 @dataclass(frozen=True, slots=True)

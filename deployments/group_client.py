@@ -161,13 +161,12 @@ class ServeGroupClient:
 
         The ranks are told: a call to their coordinator would wait for a place there while the group is full.
         """
-        ranks = await asyncio.to_thread(self._ranks_to_cancel)
-        telling = (_cancel(rank, request_id) for rank in ranks)
         failed: list[BaseException]
         try:
             async with asyncio.timeout(_CANCEL_TIMEOUT_S):
+                telling = (_cancel(rank, request_id) for rank in await asyncio.to_thread(self._ranks_to_cancel))
                 failed = [error for error in await asyncio.gather(*telling, return_exceptions=True) if error]
-        except TimeoutError as error:
+        except (RayError, TimeoutError) as error:
             failed = [error]
         if failed:
             logger.warning("cancel %s: not all groups answered: %s", request_id, type(failed[0]).__name__)

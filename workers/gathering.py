@@ -2,11 +2,10 @@
 
 Each unit (a block, or what lies outside all blocks) is one flat range of bytes, cut evenly; a rank holds its part.
 One collective brings the whole unit to where it is used, without a further copy, while the unit before it computes. So
-a rank holds its share, the unit that computes and `num_prefetched` more.
+a rank holds its share, the unit that computes and the next one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,15 +19,6 @@ _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_i
 
 ROOT = 0
 """The unit of everything outside the blocks; while it is in use the model is inside a call."""
-
-
-@dataclass(slots=True)
-class GatherCounts:
-    """What was gathered so far; `misses` are gathers that nothing could hide (a wrong guess of the next unit)."""
-
-    calls: int = 0
-    gathers: int = 0
-    misses: int = 0
 
 
 class ShardedUnit:
@@ -56,14 +46,16 @@ class GatheredModule:
     """Gathers and drops a module's units around their calls; made by `apply_sharding`.
 
     Every rank must enter and leave the same units in the same order: each gather is a collective.
+
+    Attributes:
+        num_misses: gathers of blocks that nothing could hide: what comes next had been guessed wrong.
     """
 
-    def __init__(self, units: Sequence[ShardedUnit], *, group: dist.ProcessGroup, num_prefetched: int) -> None:
+    def __init__(self, units: Sequence[ShardedUnit], *, group: dist.ProcessGroup) -> None:
         self.units = tuple(units)
-        self.counts = GatherCounts()
+        self.num_misses = 0
         self._group = group
         self._num_ranks = group.size()
-        self._num_prefetched = num_prefetched
         # Registration order is a first guess; what really runs after what is learnt from call to call.
         self._next: list[int | None] = [*range(1, len(self.units)), None]
         self._last: int | None = None
@@ -80,7 +72,7 @@ class GatheredModule:
         return sum(unit.gathered.nbytes for unit in self._held if unit.gathered is not None)
 
     def enter(self, index: int) -> None:
-        """Before unit `index` computes: its tensors are whole, and the next units are on their way."""
+        """Before unit `index` computes: its tensors are whole, and the next unit is on its way."""
         unit = self.units[index]
         unit.uses += 1
         if unit.uses > 1:
@@ -103,18 +95,16 @@ class GatheredModule:
             self._last = None
 
     def _gather(self, index: int) -> None:
-        self.counts.calls += 1
         if self._last is not None:
             self._next[self._last] = index
         self._last = index
         unit, following = self.units[index], self._following(index)
-        self._drop_all_but((unit, *following))
+        self._drop_all_but((unit, following))
         if unit.gathered is None:
-            self.counts.misses += index != ROOT
+            self.num_misses += index != ROOT
             self._start(unit)
-        for other in following:
-            if other.gathered is None:
-                self._start(other)
+        if following is not None and following.gathered is None:
+            self._start(following)
         if unit.work is not None:
             unit.work.wait()
             unit.work = None
@@ -122,29 +112,21 @@ class GatheredModule:
             with torch.inference_mode(False):
                 unit.layout.point_at(unit.layout.views(unit.gathered))
 
-    def _following(self, index: int) -> list[ShardedUnit]:
-        following: list[ShardedUnit] = []
+    def _following(self, index: int) -> ShardedUnit | None:
         at = self._next[index]
-        while at is not None and len(following) < self._num_prefetched:
-            unit = self.units[at]
-            if unit.uses or unit in following:
-                break
-            following.append(unit)
-            at = self._next[at]
-        return following
+        return None if at is None or self.units[at].uses else self.units[at]
 
     def _start(self, unit: ShardedUnit) -> None:
         """Starts a gather. It runs beside what is launched from now on, and after what was: so its memory may be one
         that earlier work still reads."""
         if not unit.rank_bytes:
             return
-        self.counts.gathers += 1
         with torch.inference_mode(False):
             unit.gathered = torch.empty(self._num_ranks * unit.rank_bytes, dtype=torch.uint8, device=unit.share.device)
         self._held.append(unit)
         unit.work = _all_gather(unit.gathered, unit.share, group=self._group, async_op=True)
 
-    def _drop_all_but(self, wanted: Sequence[ShardedUnit]) -> None:
+    def _drop_all_but(self, wanted: Sequence[ShardedUnit | None]) -> None:
         for unit in list(self._held):
             if not unit.uses and unit not in wanted:
                 self._drop(unit)

@@ -72,11 +72,11 @@ def _unit_of(parameter_name: str, units: Sequence[str]) -> str:
 
 def members(
     names_of: Mapping[nn.Parameter, list[str]], units: Sequence[str], whole: Mapping[str, nn.Parameter]
-) -> dict[str, tuple[str, list[nn.Parameter]]]:
+) -> dict[str, list[nn.Parameter]]:
     """The sharded parameters of each unit, the root first, and it also without any; other empty units are left out."""
-    members: dict[str, tuple[str, list[nn.Parameter]]] = {name: (name, []) for name in units}
+    found: dict[str, list[nn.Parameter]] = {name: [] for name in units}
     kept = set(whole.values())
     for parameter, names in names_of.items():
         if parameter not in kept:
-            members[_unit_of(names[0], units)][1].append(parameter)
-    return {name: unit for name, unit in members.items() if not name or unit[1]}
+            found[_unit_of(names[0], units)].append(parameter)
+    return {name: parameters for name, parameters in found.items() if not name or parameters}

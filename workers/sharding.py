@@ -4,7 +4,6 @@ Our own and not FSDP2: that held three to four gathered blocks at once, where on
 2.5 ms of the CPU a block (docs/decisions/0003-sharding.md). Set-up order: compile blocks (the caller), then shard.
 """
 
-import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +15,12 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from planner.boundaries import CUT_FROM_BYTES
 from planner.plan import ShardUnit
+from workers.around_calls import put_around, put_around_call
 from workers.errors import WorkerError
 from workers.gathering import ROOT, GatheredModule, ShardedUnit
 from workers.shard_conditions import BlockBoundaries, model_class_name, resolve_boundaries
 from workers.shard_units import in_order, members, names_by_parameter, parameters_kept_whole, parts_to_cut
-from workers.stream_layout import ALIGNMENT_BYTES, BlockLayout, FlatEntry, refuse_special, report_device
+from workers.stream_layout import FlatEntry, lay_out, refuse_special, report_device
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,10 @@ class Piece:
     first: int
     values: Tensor
 
+    def fill(self, whole: Tensor) -> None:
+        """Takes this rank's part of the parameter's values."""
+        self.values.copy_(whole.reshape(-1)[self.first : self.first + self.values.numel()])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sharding:
@@ -57,18 +61,14 @@ class Sharding:
 
     Attributes:
         boundaries: the blocks, and which rule decided.
-        num_shards: ranks that the weights are split over.
         whole: names of parameters that every rank keeps whole: vectors and scalars, weights tied across blocks, and
             those that pipelines read past the model's call.
-        device: where the shares lie.
         gathered: gathers the blocks around their calls.
         unfilled: names of parameters that were made without values and that nobody has asked the piece of yet.
     """
 
     boundaries: BlockBoundaries
-    num_shards: int
     whole: tuple[str, ...]
-    device: torch.device
     gathered: GatheredModule
     unfilled: set[str]
     _pieces: Mapping[str, Piece] = field(repr=False)
@@ -87,8 +87,6 @@ def apply_sharding(
     *,
     mesh: DeviceMesh,
     boundaries: BlockBoundaries | None = None,
-    forward_methods: Sequence[str] = FORWARD_METHODS,
-    num_prefetched: int = 1,
     shard_by: ShardUnit = ShardUnit.BLOCKS,
     cut_from_bytes: int = CUT_FROM_BYTES,
 ) -> Sharding:
@@ -98,15 +96,13 @@ def apply_sharding(
     whose result it does not need: each block gathers its weights from all ranks just before it runs and drops them
     after. Parameters may be on meta (fill them by `Sharding.piece`) or have values already.
 
-    Device bytes afterwards: a 1/N share; in a call additionally `1 + num_prefetched` whole blocks (or parts) and what
-    lies outside the blocks.
+    Device bytes afterwards: a 1/N share; in a call additionally two whole blocks (or parts) and what lies outside
+    the blocks.
 
     Args:
         module: its parameters are frozen here.
         mesh: one dimension.
         boundaries: resolved for the model when None.
-        forward_methods: methods beside `forward` that use parameters outside the blocks; absent ones are skipped.
-        num_prefetched: blocks that are gathered while one computes.
         shard_by: what is gathered at once: blocks, or the children of large ones, where the boundaries allow it; not
             for compiled blocks, whose code does not make its parts' calls.
         cut_from_bytes: which blocks are large.
@@ -121,32 +117,24 @@ def apply_sharding(
     boundaries = boundaries or resolve_boundaries(module)
     module.requires_grad_(False)
     device = _mesh_device(mesh)
-    is_compiled = any(module.get_submodule(name)._compiled_call_impl is not None for name in boundaries.names)
-    if is_compiled and shard_by is ShardUnit.PARTS:
-        raise ShardedModuleError(
-            f"{model_class_name(module)}'s blocks are compiled: their code does not call their parts, around which "
-            f"weights would be gathered; shard by blocks, or do not compile"
-        )
-    parts = parts_to_cut(module, boundaries, cut_from_bytes) if shard_by is ShardUnit.PARTS else frozenset[str]()
-    # Compiled code makes no calls inside of a block: there nothing is gathered.
-    inside = () if is_compiled else (*boundaries.names, *boundaries.borrowed)
-    units = in_order(module, ("", *boundaries.outermost(), *inside, *parts))
-    whole = parameters_kept_whole(module, units, parts, shared=boundaries.borrowed if is_compiled else ())
+    units, whole = _choose_units(module, boundaries, shard_by, cut_from_bytes)
     names_of = names_by_parameter(module)
     with torch.inference_mode(False):
         sharded, pieces, unfilled = [], dict[str, Piece](), set[str]()
-        for unit_members in members(names_of, units, whole).values():
-            shard = _shard_unit(module, unit_members, names_of, mesh=mesh, device=device)
+        for name, parameters in members(names_of, units, whole).items():
+            shard = _shard_unit(module, name, parameters, names_of=names_of, mesh=mesh, device=device)
             sharded.append(shard.unit)
             pieces.update(shard.pieces)
             unfilled |= shard.unfilled
         _move_rest(module, device, whole.values())
-    gathered = GatheredModule(sharded, group=mesh.get_group(), num_prefetched=num_prefetched)
-    sharding = Sharding(boundaries, mesh.size(), tuple(sorted(whole)), device, gathered, unfilled, pieces)
+    gathered = GatheredModule(sharded, group=mesh.get_group())
+    sharding = Sharding(boundaries, tuple(sorted(whole)), gathered, unfilled, pieces)
     for index, unit in enumerate(sharded):
-        _wrap_call(module.get_submodule(unit.layout.name), gathered, index)
-    _wrap_methods(module, gathered, forward_methods)
-    for part in (module, *(module.get_submodule(unit) for unit in units)):
+        put_around_call(module.get_submodule(unit.layout.name), gathered, index)
+    for name in FORWARD_METHODS:
+        if callable(getattr(type(module), name, None)):
+            setattr(module, name, put_around(getattr(module, name), gathered, ROOT))
+    for part in (module.get_submodule(unit) for unit in units):
         part._apply = _guarded_apply(part, device)  # type: ignore[method-assign]
         part.__dict__[_HANDLE] = sharding
     report_device(module, device)
@@ -172,11 +160,9 @@ def find_sharding(module: nn.Module) -> Sharding | None:
 def held_bytes(module: nn.Module) -> int:
     """Bytes of the module's parameters on this rank, sharded or not, beside what is gathered right now."""
     sharding = find_sharding(module)
-    kept = {id(parameter): parameter for parameter in module.parameters()}
-    if sharding is None:
-        return sum(parameter.nbytes for parameter in kept.values())
-    whole = {id(module.get_parameter(name)): module.get_parameter(name) for name in sharding.whole}
-    return sharding.gathered.share_bytes + sum(parameter.nbytes for parameter in whole.values())
+    whole = module.parameters() if sharding is None else {module.get_parameter(name) for name in sharding.whole}
+    share_bytes = 0 if sharding is None else sharding.gathered.share_bytes
+    return share_bytes + sum(parameter.nbytes for parameter in whole)
 
 
 def find_weight_loader(parameter: Tensor, original: Tensor | None = None) -> Callable[..., Any] | None:
@@ -210,7 +196,28 @@ def load_parameter(module: nn.Module, name: str, weight: Tensor, *, original: Te
     if piece is None:
         parameter.data.copy_(target)
     else:
-        piece.values.copy_(target.reshape(-1)[piece.first : piece.first + piece.values.numel()])
+        piece.fill(target)
+
+
+def _choose_units(
+    module: nn.Module, boundaries: BlockBoundaries, shard_by: ShardUnit, cut_from_bytes: int
+) -> tuple[tuple[str, ...], dict[str, nn.Parameter]]:
+    """Names of what is gathered at once, the root (empty) first; and what every rank keeps whole.
+
+    Raises:
+        ShardedModuleError: parts of compiled blocks.
+    """
+    is_compiled = any(module.get_submodule(name)._compiled_call_impl is not None for name in boundaries.names)
+    if is_compiled and shard_by is ShardUnit.PARTS:
+        raise ShardedModuleError(
+            f"{model_class_name(module)}'s blocks are compiled: their code does not call their parts, around which "
+            f"weights would be gathered; shard by blocks, or do not compile"
+        )
+    parts = parts_to_cut(module, boundaries, cut_from_bytes) if shard_by is ShardUnit.PARTS else frozenset[str]()
+    # Compiled code makes no calls inside of a block: there nothing is gathered.
+    inside = () if is_compiled else (*boundaries.names, *boundaries.borrowed)
+    units = in_order(module, ("", *boundaries.outermost(), *inside, *parts))
+    return units, parameters_kept_whole(module, units, parts, shared=boundaries.borrowed if is_compiled else ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,27 +231,27 @@ class _Shard:
 
 def _shard_unit(
     module: nn.Module,
-    unit: tuple[str, list[nn.Parameter]],
-    names_of: Mapping[nn.Parameter, list[str]],
+    name: str,
+    parameters: Sequence[nn.Parameter],
     *,
+    names_of: Mapping[nn.Parameter, list[str]],
     mesh: DeviceMesh,
     device: torch.device,
 ) -> _Shard:
     """Lays the unit's parameters in one flat range and keeps this rank's part; they show nothing usable afterwards."""
-    name, parameters = unit
     for parameter in parameters:
         refuse_special(names_of[parameter][0], parameter)
     unfilled = {names_of[parameter][0] for parameter in parameters if parameter.is_meta}
     values = [parameter.data for parameter in parameters]
     parked = [_park(value) for value in values]
     shown = [_show(module, one, names_of[one], nothing) for one, nothing in zip(parameters, parked, strict=True)]
-    layout = _lay_out(name, shown)
+    layout = lay_out(name, shown)
     sharded = ShardedUnit(layout, num_ranks=mesh.size(), device=device, parked=parked)
     pieces: dict[str, Piece] = {}
     for entry, parameter, value in zip(layout.entries, parameters, values, strict=True):
         piece = _piece(names_of[parameter][0], entry, sharded, rank=mesh.get_local_rank())
         if not value.is_meta:
-            piece.values.copy_(value.reshape(-1)[piece.first : piece.first + piece.values.numel()])
+            piece.fill(value)
         pieces.update(dict.fromkeys(names_of[parameter], piece))
     return _Shard(sharded, pieces, unfilled)
 
@@ -272,20 +279,8 @@ def _show(module: nn.Module, parameter: nn.Parameter, names: Iterable[str], park
     return replacement
 
 
-def _lay_out(name: str, parameters: Sequence[nn.Parameter]) -> BlockLayout:
-    """One after the other, row-major."""
-    entries: list[FlatEntry] = []
-    offset = 0
-    for parameter in parameters:
-        plain = tuple(torch.empty(parameter.shape, device="meta").stride())
-        entry = FlatEntry(parameter, offset, parameter.shape, plain, parameter.dtype)
-        entries.append(entry)
-        offset += -(-entry.num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-    return BlockLayout(name, tuple(entries), offset)
-
-
 def _piece(name: str, entry: FlatEntry, unit: ShardedUnit, *, rank: int) -> Piece:
-    """Offsets, shares and items all divide `ALIGNMENT_BYTES`, so the cut falls between two elements."""
+    """Items divide `ALIGNMENT_BYTES`, which divides offsets and shares, so the cut falls between two elements."""
     begin = rank * unit.rank_bytes
     first = min(max(begin - entry.offset, 0), entry.num_bytes)
     end = min(max(begin + unit.rank_bytes - entry.offset, first), entry.num_bytes)
@@ -304,32 +299,6 @@ def _mesh_device(mesh: DeviceMesh) -> torch.device:
     if mesh.device_type == "cpu":
         return torch.device("cpu")
     return torch.device(mesh.device_type, torch.get_device_module(mesh.device_type).current_device())
-
-
-def _wrap_call(unit: nn.Module, gathered: GatheredModule, index: int) -> None:
-    """Puts the gathering around the unit's call, outside of what is compiled, as streaming does."""
-    inner = unit._compiled_call_impl or unit._call_impl
-    around = _gathering(inner, gathered, index)
-    # Dynamo must not trace into the gathering where somebody compiles the whole model.
-    unit.__dict__["_compiled_call_impl"] = torch.compiler.disable(around, recursive=False)
-
-
-def _wrap_methods(module: nn.Module, gathered: GatheredModule, names: Sequence[str]) -> None:
-    for name in names:
-        if callable(getattr(type(module), name, None)):
-            setattr(module, name, _gathering(getattr(module, name), gathered, ROOT))
-
-
-def _gathering(inner: Callable[..., Any], gathered: GatheredModule, index: int) -> Callable[..., Any]:
-    @functools.wraps(inner)
-    def call(*arguments: Any, **keywords: Any) -> Any:
-        gathered.enter(index)
-        try:
-            return inner(*arguments, **keywords)
-        finally:
-            gathered.leave(index)
-
-    return call
 
 
 def _guarded_apply(part: nn.Module, device: torch.device) -> Callable[..., nn.Module]:

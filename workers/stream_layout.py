@@ -165,12 +165,19 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _plan_block(name: str, block: nn.Module, shared: frozenset[int]) -> BlockLayout:
-    entries: list[FlatEntry] = []
-    offset = 0
+    tensors = []
     for tensor_name, tensor in named_tensors(block):
         refuse_special(f"{name}.{tensor_name}", tensor)
-        if id(tensor) in shared or tensor.numel() == 0:
-            continue
+        if id(tensor) not in shared and tensor.numel():
+            tensors.append(tensor)
+    return lay_out(name, tensors)
+
+
+def lay_out(name: str, tensors: Iterable[Tensor]) -> BlockLayout:
+    """The tensors one after the other in one flat range; what is not dense is laid row-major."""
+    entries: list[FlatEntry] = []
+    offset = 0
+    for tensor in tensors:
         entry = FlatEntry(tensor, offset, tensor.shape, _dense_stride(tensor), tensor.dtype)
         entries.append(entry)
         offset += -(-entry.num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
@@ -182,7 +189,7 @@ def refuse_special(name: str, tensor: Tensor) -> None:
     if type(tensor) not in (Tensor, nn.Parameter) or type(tensor.data) is not Tensor or tensor.is_quantized:
         raise StreamingRefusedError(
             f"{name} is a {type(tensor.data).__name__} ({type(tensor).__name__}), which cannot be copied as flat "
-            f"bytes: quantized and sharded weights cannot be streamed; choose resident or sharded for this component"
+            f"bytes: such weights are neither streamed nor sharded; choose resident for this component"
         )
 
 

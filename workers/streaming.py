@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workers.around_calls import put_around_call
 from workers.shard_conditions import BlockBoundaries, model_class_name, resolve_boundaries
 from workers.sharding import is_sharded
 from workers.stream_engine import CopyEngine, HostMemory, make_engine
@@ -225,7 +226,7 @@ def apply_streaming(
     host.pin_all()
     handle = StreamedModule(module, blocks, engine or make_engine(device), prefetch_depth)
     for index, name in enumerate(streamed):
-        _wrap_call(module.get_submodule(name), handle, index)
+        put_around_call(module.get_submodule(name), handle, index)
     refuse_moves(module)
     report_device(module, device)
     logger.info(
@@ -268,21 +269,3 @@ def _move_rest(module: nn.Module, layouts: tuple[BlockLayout, ...], device: torc
         refuse_special(name, tensor)
         if id(tensor) not in streamed and tensor.device != device:
             tensor.data = tensor.data.to(device)
-
-
-def _wrap_call(block: nn.Module, handle: StreamedModule, index: int) -> None:
-    """Puts the copies around the block's call, outside of what is compiled.
-
-    `nn.Module.__call__` asks `_compiled_call_impl` first; there, forward hooks would break compiled graphs.
-    """
-    inner = block._compiled_call_impl or block._call_impl
-
-    def call(*arguments: Any, **keywords: Any) -> Any:
-        handle.enter(index)
-        try:
-            return inner(*arguments, **keywords)
-        finally:
-            handle.leave(index)
-
-    # Dynamo must not trace into the copies where somebody compiles the whole model.
-    block.__dict__["_compiled_call_impl"] = torch.compiler.disable(call, recursive=False)

@@ -35,7 +35,7 @@ def blocks_and_parts(mesh: DeviceMesh, _folder: Path) -> dict[str, Any]:
             "equal": equal,
             "blocks_at_once": most.num_bytes / block_bytes,
             "left": sharding.gathered.gathered_bytes,
-            "misses": sharding.gathered.counts.misses,
+            "misses": sharding.gathered.num_misses,
         }
     return found
 

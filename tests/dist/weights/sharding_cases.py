@@ -207,7 +207,7 @@ def placed_shards(mesh: DeviceMesh, _folder: Path) -> dict[str, Any]:
     for name, tensor in state.items():
         piece = sharding.piece(name)
         if piece is not None:
-            piece.values.copy_(tensor.reshape(-1)[piece.first : piece.first + piece.values.numel()])
+            piece.fill(tensor)
     gathered = {name: _whole(empty, name, mesh) for name in state if name not in sharding.whole}
     return {
         "equal": all(torch.equal(tensor, state[name]) for name, tensor in gathered.items()),
